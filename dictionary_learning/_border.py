@@ -5,6 +5,7 @@ command line. What a function of its own resolves (models, data, sites) is check
 heavy is imported here, so that the command line answers at once.
 """
 
+import errno
 import functools
 import inspect
 import os
@@ -20,14 +21,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _COUNTS = (
-    "patience evaluate_every n_tokens n_eval_tokens n_ctxs n_batches ctx_len max_len batch_size out_batch_size "
-    "refresh_batch_size shard_size window steps log_steps checkpoint_steps backup_steps "
+    "patience evaluate_every n_tokens n_eval_tokens n_ctxs ctx_len max_len batch_size out_batch_size "
+    "n refresh_batch_size shard_size window steps log_steps checkpoint_steps backup_steps "
     "keep_checkpoints layer_stride max_examples shuffle_buffer row_len epochs activation_dim dict_size k "
     "target_l0 candidates n_latents d_submodule vocab_size n_embeddings n_top n_quantiles per_quantile "
     "checkpoint_every n_contexts n_inputs max_length max_new_tokens n_steps n_nodes n_logits max_latents "
     "site_dims output_dims"
 )
-_FROM_ZERO = "save_steps n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
+_FROM_ZERO = "save_steps n_batches n_fidelity_tokens n_resamples layer hook_layer prefetch index call n_quiet"
 BOUNDS: Mapping[str, Mapping[str, float]] = {
     **{name: {"at_least": 1} for name in _COUNTS.split()},
     **{name: {"at_least": 0} for name in _FROM_ZERO.split()},
@@ -47,6 +48,7 @@ _REMEDIES = {
     "ConfigError": "Check the arguments, and whether files may be written.",
     "DataError": "Check the data, and whether files are whole and may be read and written.",
 }
+_FULL = "Free some of the disk, and repeat the call."
 TEMPLATED = "model.tokenizer.apply_chat_template(messages, add_generation_prompt=True"
 """What makes a prompt of chat messages, but for the end of the call."""
 _DENSE = "torch.strided"
@@ -84,7 +86,7 @@ def checked(
             except Exception as error:
                 if wraps is None or not is_foreign(error):
                     raise
-                raise wraps(f"{_request(function, bound)} failed: {said(error)} {_REMEDIES[wraps.__name__]}") from error
+                raise wraps(f"{_request(function, bound)} failed: {said(error)} {_remedy(wraps, error)}") from error
 
         return call
 
@@ -177,8 +179,9 @@ def is_foreign(error: BaseException) -> bool:
 
 
 def said(error: BaseException) -> str:
-    """Returns what an exception of another package says, as one sentence."""
-    text = f"{type(error).__name__}: {error}".strip().splitlines()[0].rstrip(": ")
+    """Returns what an exception says, as one sentence, with the kind of those of other packages."""
+    kind = "" if isinstance(error, DictionaryLearningError) else f"{type(error).__name__}: "
+    text = f"{kind}{error}".strip().splitlines()[0].rstrip(": ")
     text = text if len(text) <= _LONGEST_SENTENCE else f"{text[: _LONGEST_SENTENCE - 1]}…"
     return text if text.endswith((".", "!", "?")) else text + "."
 
@@ -227,6 +230,11 @@ def _check_path(path: Any) -> None:
         raise ValueError("a path ('.' for the current folder)")
     if "\0" in str(path):
         raise ValueError("a path without the character NUL")
+
+
+def _remedy(wraps: type[DictionaryLearningError], error: Exception) -> str:
+    # of Python or of another language
+    return _FULL if os.strerror(errno.ENOSPC) in str(error) else _REMEDIES[wraps.__name__]
 
 
 def _request(function: Callable[..., Any], bound: inspect.BoundArguments) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dictionary_learning._border import said
 from dictionary_learning._checkpoint import (
     Checkpoint,
     check_files,
@@ -128,8 +129,8 @@ class Resumed:
             if not self._allowed:
                 raise
             raise ConfigError(
-                f"The state of '{self.path}' does not fit what changed ({', '.join(self._allowed)}): {error}. Start "
-                "another run with these settings, from the trained dictionary by finetune=, or change less."
+                f"The state of '{self.path}' does not fit what changed ({', '.join(self._allowed)}): {said(error)} "
+                "Start another run with these settings, from the trained dictionary by finetune=, or change less."
             ) from error
         if self.step == self._steps:
             logger.info("The run is finished already, at step %d ('%s').", self.step, shown(self.path))

@@ -1,9 +1,11 @@
 """Shuffled activations of a language model, one batch at a time: the model, its text, and rows."""
 
 import copy
+import math
+import numbers
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dictionary_learning._border import checked
+from dictionary_learning._border import checked, short
 from dictionary_learning._hardware import as_device, check_memory
+from dictionary_learning._in_turn import InTurn, in_turn
 from dictionary_learning._lazy import lazy_names
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning._usual_state import usual_state
@@ -36,8 +39,10 @@ _OLD: dict[str, str] = dict.fromkeys(
 __getattr__, __dir__ = lazy_names(__name__, _OLD)
 
 
-class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
+class ActivationBuffer(InTurn, IterableDataset["Tensor | ActivationBatch"]):
     """Serves the activations of a model at one or several sites, shuffled; each token exactly once.
+
+    Several threads may read one buffer; each batch goes to one of them.
 
     One site yields tensors (out_batch_size, activation_dim), several an `ActivationBatch`. With
     `io="in_and_out"` over one submodule whose sides are equally wide, tensors are
@@ -146,6 +151,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
         return self
 
+    @in_turn
     @usual_state()
     def __next__(self) -> Tensor | ActivationBatch:
         if (worker := get_worker_info()) is not None and worker.num_workers > 1:
@@ -167,10 +173,12 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             return torch.stack([batch[site] for site in self.sites], dim=1)  # (out_batch_size, 2, activation_dim)
         return batch[self.sites[0]] if len(self.sites) == 1 else batch
 
+    @in_turn
     def __reduce__(self) -> Any:
         self._rows.finish_refill()
+        self.reader.close()  # a thread that reads ahead changes what is copied
         try:
-            content = _pickled(vars(self))  # unpickled, it goes on with the next row, beside this one
+            content = _pickled(self.__getstate__())  # unpickled, it goes on with the next row, beside this one
         except (TypeError, AttributeError, pickle.PicklingError) as error:
             raise ConfigError(
                 f"A part of the ActivationBuffer over {self.reader.name} cannot be pickled ({error}). Build the buffer "
@@ -186,6 +194,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
 
         return older_attribute(self, name)
 
+    @checked()
     def share(self, number: int, of: int) -> "ActivationBuffer":
         """Returns a buffer of the same size over one of `of` shares of the text.
 
@@ -196,8 +205,8 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             DataError: The text was read from already.
         """
         stream = share_of(self.tokens, number, of)
-        part = object.__new__(type(self))
-        part.__dict__.update(self.__dict__)
+        part = type(self).__new__(type(self))
+        vars(part).update(self.__getstate__())
         part.tokens = stream
         # documents are dealt out from the first share on: where that has none, the text is empty
         rows = RowReader(
@@ -208,6 +217,8 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         part._rows = ShuffledRows(part.reader, self._rows.slots, seed=seed, retrace=self._retrace)
         return part
 
+    @checked()
+    @in_turn
     def expect(self, n_batches: int | None) -> None:
         """Says how many batches will be taken from now on: no more text is read than they need.
 
@@ -215,6 +226,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         """
         self._rows.expect(None if n_batches is None else n_batches * self.out_batch_size)
 
+    @in_turn
     def find_norm_limits(self) -> dict[str, float] | None:
         """Returns the norm limits that the first contexts give, by site; None without a limit."""
         if self.filter.max_norm_multiple is None:
@@ -223,10 +235,34 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             self.reader.look(self.refresh_batch_size)
         return by_name(self.norm_limits) or None
 
-    def set_norm_limits(self, limits: dict[str, float]) -> None:
-        """Sets the norm limits, before rows are read with others."""
+    @checked()
+    @in_turn
+    def set_norm_limits(self, limits: Mapping[str, float]) -> None:
+        """Sets the norm limits by site, before rows are read with others.
+
+        Raises:
+            ConfigError: It has no such limits, or rows were read with others.
+        """
+        limits = self._checked_limits(limits)
         if by_name(self.norm_limits) != limits:
             self.reader.load_state_dict({**copy.deepcopy(self.reader.state_dict()), "norm_limits": limits})
+
+    def _checked_limits(self, limits: Mapping[str, float]) -> dict[str, float]:
+        wanted = [str(site) for site in self.sites]
+        given = {str(Site.parse(str(site))): limit for site, limit in limits.items()}
+        if self.filter.max_norm_multiple is None:
+            raise ConfigError("Got norm limits, and max_activation_norm_multiple=None excludes no token. Set a number.")
+        if set(given) != set(wanted) or not all(map(_is_norm, given.values())):
+            raise ConfigError(
+                f"Got limits={short(limits)}; give the largest norm, which is not below 0, at each site: "
+                f"{', '.join(wanted)}."
+            )
+        if self._rows.were_read and by_name(self.norm_limits) != given:
+            raise ConfigError(
+                f"Got limits={short(limits)}, and rows were read with {by_name(self.norm_limits)}. Set them before the "
+                "first batch."
+            )
+        return given
 
     @property
     def n_bytes(self) -> int:
@@ -254,6 +290,7 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
         return self.reader.norm_limits
 
     @checked()
+    @in_turn
     def reseed(self, seed: int) -> None:
         """Sets the seed of the shuffle; raises ConfigError if rows were read with another one."""
         if seed != self.seed and self._rows.were_read:
@@ -262,21 +299,25 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             self.seed = seed
             self._rows.reseed(seed)
 
+    @in_turn
     @usual_state()
     def refresh(self) -> None:
         """Runs the model over more text until the free slots are full, and draws a new order."""
         self._rows.refill()
 
+    @in_turn
     def same_document_partners(self) -> float:
         """Returns how many rows of its own document a row meets in a batch, on average."""
         return self._rows.same_document_partners()
 
     @checked()
+    @in_turn
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later, for estimates before training."""
         return self._rows.sample(n)
 
     @checked()
+    @in_turn
     def tokenized_batch(self, batch_size: int | None = None) -> TokenBatch:
         """Returns the next contexts, which are then not served, or raises DataExhaustedError."""
         self._rows.finish_refill()
@@ -309,18 +350,28 @@ class ActivationBuffer(IterableDataset["Tensor | ActivationBatch"]):
             "dropped": {"read": self.n_tokens_read, **self.reader.dropped},
         }
 
+    @in_turn
     def close(self) -> None:
-        """Frees the memory of the rows. The next batch fills the buffer again."""
+        """Frees the memory that rows do not need which wait to be served, and ends threads.
+
+        Batches go on where they were; they take memory again, and fill the buffer.
+        """
         self._rows.close()
 
+    @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Returns what determines the next batches: unserved rows, shuffle, place in the text."""
         return self._rows.state_dict()
 
     @checked(wraps=DataError)
+    @in_turn
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of an equal buffer; other sites or sizes raise ConfigError."""
         self._rows.load_state_dict(state)
+
+
+def _is_norm(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _pickled(state: dict[str, Any]) -> bytes:
@@ -340,6 +391,6 @@ def _pickled(state: dict[str, Any]) -> bytes:
 
 
 def _unpickled(content: bytes) -> ActivationBuffer:
-    buffer = object.__new__(ActivationBuffer)
+    buffer = ActivationBuffer.__new__(ActivationBuffer)
     vars(buffer).update(pickle.loads(content))
     return buffer

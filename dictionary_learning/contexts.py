@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked
 from dictionary_learning._brief import brief
+from dictionary_learning._in_turn import InTurn, in_turn
 from dictionary_learning._types import ModelLike, SubmodulesLike, TextLike
 from dictionary_learning._usual_state import usual_state
 from dictionary_learning.activations._filters import TokenFilter
@@ -99,7 +100,7 @@ class ContextBatch(dict[Site, Tensor]):
         return {"ce": losses.ce.mean(), "kl": losses.kl.mean()}
 
 
-class ContextStream:
+class ContextStream(InTurn):
     """Serves `ContextBatch`es of a model at one or several sites.
 
     Arguments that `ActivationBuffer` has too mean the same.
@@ -149,13 +150,15 @@ class ContextStream:
         self._ahead: list[TokenBatch] = []  # read for a sample, and still to be served
         self._computed: list[ContextBatch] = []  # of the first of these, where the model does not predict
         self._expected: int | None = None  # batches that will still be served; None where that is not known
+        self._before: dict[str, Any] | None = None  # the state before contexts that are not ahead yet
 
     def __iter__(self) -> Iterator[ContextBatch]:
         return self
 
+    @in_turn
     @usual_state(autocast=False)
     def __next__(self) -> ContextBatch:
-        if not self._read_ahead():
+        if not self._ahead and not self._read_more():
             if not self._has_served:
                 raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
             raise StopIteration
@@ -167,6 +170,7 @@ class ContextStream:
         return batch
 
     @checked()
+    @in_turn
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later, at most those of one pass over the text.
 
@@ -176,10 +180,8 @@ class ContextStream:
         parts: list[ContextBatch] = list(self._computed)
         this_pass = self.tokens.source.epoch
         while sum(len(part[self.sites[0]]) for part in parts) < n and len(parts) != (self._expected or -1):
-            if len(parts) == len(self._ahead):
-                if (tokens := self._take()) is None:
-                    break
-                self._ahead.append(tokens)
+            if len(parts) == len(self._ahead) and not self._read_more():
+                break
             parts.append(self._batch(self._ahead[len(parts)], predict=False))
             if not self.predict:  # else the model has to run again, to its end
                 self._computed = list(parts)
@@ -189,20 +191,24 @@ class ContextStream:
             raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
 
+    @checked()
+    @in_turn
     def expect(self, n_batches: int | None) -> None:
         """Says how many batches will be taken, of which a sample is a part; None: unknown."""
         self._expected = n_batches
 
+    @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Returns the position in the text, and the contexts that were read ahead for a sample."""
-        return {"tokens": self.tokens.state_dict(), "ahead": [tuple(tokens) for tokens in self._ahead]}
+        return {"tokens": self._before or self.tokens.state_dict(), "ahead": [tuple(tokens) for tokens in self._ahead]}
 
     @checked(wraps=DataError)
+    @in_turn
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of a stream with the same arguments."""
         self.tokens.load_state_dict(state["tokens"])
         self._ahead, self._computed = [TokenBatch(*tokens) for tokens in state["ahead"]], []
-        self._has_served = True  # or it was at the end of its data, which had tokens
+        self._before, self._has_served = None, True  # or it was at the end of its data, which had tokens
 
     @property
     def config(self) -> dict[str, Any]:
@@ -223,11 +229,12 @@ class ContextStream:
         """No limits: tokens of a context stay together."""
         return {}
 
+    @checked()
     def share(self, number: int, of: int) -> "ContextStream":
         """Returns a stream over one of `of` shares of the text."""
         part = copy.copy(self)
         part.tokens, part._ahead, part._has_served = self.tokens.share(number, of), [], False
-        part._computed, part._expected = [], None
+        part._computed, part._expected, part._before = [], None, None
         return part
 
     def close(self) -> None:
@@ -236,25 +243,25 @@ class ContextStream:
     def _batch(self, tokens: TokenBatch, predict: bool) -> ContextBatch:
         return ContextBatch(self.model, tokens, self.filter.token_mask(tokens), self.sites, predict=predict)
 
-    def _read_ahead(self) -> bool:
-        """Returns whether there are contexts to serve, which it reads if need be."""
-        if not self._ahead and (tokens := self._take()) is not None:
-            self._ahead = [tokens]
-        return bool(self._ahead)
-
-    def _take(self) -> TokenBatch | None:
-        """Returns the next contexts that hold a scored token."""
+    def _read_more(self) -> bool:
+        """Reads the next contexts that hold a scored token; False at the end of the data."""
+        if self._before is not None:  # an interrupt or an error ended the last call
+            self.tokens.load_state_dict(self._before)
         for _ in range(2):  # two ends enclose a whole pass
+            self._before = self.tokens.state_dict()
             while (tokens := self.tokens.take(self.batch_size)) is not None:
                 keep = self.filter.token_mask(tokens)
                 if (keep[:, :-1] & keep[:, 1:]).any():
-                    return tokens
+                    ahead = [*self._ahead, tokens]
+                    self._ahead, self._before = ahead, None
+                    return True
+                self._before = self.tokens.state_dict()
             if self.end_of_data == "error":
                 raise DataExhaustedError(
                     f"{self.tokens.source.name} has ended. Give more text, or set end_of_data to 'stop' or 'repeat'."
                 )
             if self.end_of_data == "stop":
-                return None
+                return False
             self.tokens.restart()
         raise DataError(f"{self.tokens.source.name} holds no token that counts. Give more text.")
 

@@ -22,7 +22,7 @@ from dictionary_learning.attribution import (
     prune,
 )
 from dictionary_learning.dashboards import LiveServer, pages_of, write_dashboard
-from dictionary_learning.data import Chat, TokenStream, as_source, as_token_stream, mix, pretokenize
+from dictionary_learning.data import Chat, ExampleStream, TokenStream, as_source, as_token_stream, mix, pretokenize
 from dictionary_learning.evaluation.downstream import (
     ContextConfig,
     ProbingConfig,
@@ -145,6 +145,26 @@ class Place:
         """Returns what is known of the latents of the dictionary."""
         return LatentFacts.of_store(ContextStore.open(self.root / "store")["a"])
 
+    def buffer(self) -> dl.ActivationBuffer:
+        """Returns a buffer that was not read from."""
+        return dl.ActivationBuffer(self.texts, self.model, SITE, n_ctxs=4, out_batch_size=8, **READING)
+
+    def contexts(self) -> dl.ContextStream:
+        """Returns a stream of contexts that was not read from."""
+        return dl.ContextStream(self.texts, self.model, SITE, ctx_len=CTX, batch_size=2)
+
+    def mixture(self) -> dl.ActivationMixture:
+        """Returns a mixture of two caches."""
+        return dl.ActivationMixture([dl.ActivationCache(self.root / "cache") for _ in "ab"], out_batch_size=8)
+
+    def stream(self) -> TokenStream:
+        """Returns contexts of tokens."""
+        return TokenStream(as_source(self.texts), self.tokenizer, ctx_len=CTX)
+
+    def examples(self) -> ExampleStream:
+        """Returns examples that are no text."""
+        return ExampleStream([torch.ones(3)] * 4, torch.stack, ctx_len=3)
+
     def new(self) -> Path:
         """Returns a path that does not exist."""
         self.n += 1
@@ -175,6 +195,20 @@ def _first(stream: Any) -> Any:
 def _inside(block: Any, place: Place) -> None:
     with block as model:
         model(place.ids)
+
+
+def _state(made: Any) -> dict[str, Any]:
+    return {"state": made.state_dict()}
+
+
+def _methods(name: str, make: Callable[[Place], Any], **methods: Any) -> dict[str, Any]:
+    """Returns calls of an object's methods: each with arguments, or with what gives these for the object."""
+
+    def call(method: str, place: Place) -> tuple[Callable[..., Any], dict[str, Any]]:
+        made, given = make(place), methods[method]
+        return getattr(made, method), given(made) if callable(given) else given
+
+    return {f"{name}.{method}": functools.partial(call, method) for method in methods}
 
 
 CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] = {
@@ -208,6 +242,34 @@ CALLS: dict[str, Callable[[Place], tuple[Callable[..., Any], dict[str, Any]]]] =
     ),
     "ContextStream": lambda p: (
         dl.ContextStream, {"data": p.texts, "model": p.model, "submodule": SITE, "ctx_len": CTX, "batch_size": 2},
+    ),
+    **_methods(
+        "ActivationBuffer", lambda p: p.buffer(), expect={"n_batches": 3}, sample={"n": 3}, reseed={"seed": 3},
+        tokenized_batch={"batch_size": 2}, share={"number": 0, "of": 2}, load_state_dict=_state,
+        set_norm_limits={"limits": {SITE: 9.0}},
+    ),
+    **_methods(
+        "ActivationCache", lambda p: dl.ActivationCache(p.root / "cache"), sample={"n": 3}, reseed={"seed": 3},
+        load_state_dict=_state,
+    ),
+    **_methods(
+        "ContextStream", lambda p: p.contexts(), expect={"n_batches": 3}, sample={"n": 3},
+        share={"number": 0, "of": 2}, load_state_dict=_state,
+    ),
+    **_methods(
+        "ActivationMixture", lambda p: p.mixture(), expect={"n_batches": 3}, sample={"n": 3}, load_state_dict=_state,
+    ),
+    **_methods(
+        "TokenStream", lambda p: p.stream(), take={"n": 2}, take_rows={"n": 2}, batches={"n": 2},
+        share={"number": 0, "of": 2}, load_state_dict=_state, release=_state,
+    ),
+    **_methods(
+        "Source", lambda p: as_source(p.texts), first={"n": 2}, hold_out={"every": 3}, shuffled={"seed": 3},
+        share={"number": 0, "of": 2}, load_state_dict=_state, release=_state,
+    ),
+    **_methods("ExampleStream", lambda p: p.examples(), take={"n": 2}, batches={"n": 2}, load_state_dict=_state, release=_state),
+    "ExampleStream": lambda p: (
+        ExampleStream, {"data": [torch.ones(3)] * 4, "collate": torch.stack, "ctx_len": 3},
     ),
     "load_model": lambda p: (dl.load_model, {"model": p.root / "model", "device": "cpu", "dtype": "float32"}),
     "load_dictionary": lambda p: (dl.load_dictionary, {"path": p.root / "dictionary"}),
@@ -521,6 +583,9 @@ WRONG: dict[str, list[Any]] = {
     "evaluate_every": _COUNT, "evaluation": [5, "x", {"n_tokens": 5}],
     "evaluation_data": [5, None, [], "x", [3], [torch.ones(4, 7)]], "save_format": [5, "nosuch"], "save_best": [5, "nosuch", {"l0": "nosuch"}, ["fvu"]],
     "memory_gb": [0.0, -1.0, *_NUMBER[:3], [1.0]], "methods": [5, None, {}, "x", {"nosuch": {}}, {"top_k": 5}],
+    **{n: [-1, 2.5, "x", [3], True] for n in ("number", "of")}, "every": [0, 1, -1, 2.5, "x", [3]],
+    "state": [5, None, "x", {}, {"nothing": 1}], "limits": [5, None, "x", {}, {"nothing": 1.0}, {5: 1.0}, {SITE: -1.0}, {SITE: float("nan")}, {SITE: "x"}],
+    "collate": [5, None, "x"],
     "grid": [5, None, "x", {"nosuch": 1}, {"k": []}],
 }  # fmt: skip
 """What may be given wrongly, by the parameter; what is not here, by its annotation."""
@@ -538,6 +603,7 @@ MEANT = {
     ("pages_of", "dictionaries"): ("{}",), ("write_circuit_tracer", "repository"): ("'a/b/c/d'",), ("explain", "latents"): ("[]",),
     **{(name, "inputs"): ("'w1'", "tensor([3])") for name in ("latent_edits_for", "read_latents", "attribute", "mean_latents", "faithfulness")},
     ("latent_view", "latents"): ("5",), ("generate", "prompts"): ("[5]",), **{(name, "text"): ("[5]",) for name in ("latent_view", "token_predictions")}, ("test_prompt", "answer"): ("['x']",),
+    **{(f"{name}.expect", "n_batches"): ("0", "None") for name in ("ActivationBuffer", "ContextStream", "ActivationMixture")},
     ("TokenStream", "epochs"): ("None",), ("loss_recovered", "max_len"): ("None",), ("trainSAE", "save_dir"): ("None",),
 }  # fmt: skip
 """What is wrong elsewhere, and is meant here."""

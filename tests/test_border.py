@@ -11,11 +11,20 @@ from typing import Any
 import jaxtyping
 import numpy as np
 import pytest
+import safetensors
 import torch
 
-from dictionary_learning import ActivationBuffer, ContextStream, trainSAE, write_cache
-from dictionary_learning._border import checked
+from dictionary_learning import (
+    ActivationBuffer,
+    ActivationCache,
+    ActivationMixture,
+    ContextStream,
+    trainSAE,
+    write_cache,
+)
+from dictionary_learning._border import checked, said
 from dictionary_learning.cli import COMMANDS, TRACEBACK, build_parser, main
+from dictionary_learning.data import ExampleStream, Source, TokenStream, as_source
 from dictionary_learning.errors import (
     CheckpointError,
     ConfigError,
@@ -45,8 +54,9 @@ HARMLESS = {
     ("Site.parse", "text"): (_WHOLE_MODEL, "''"),
     ("config", "site"): (_LATER, "''", "'nothing'", "[]", "'model.layers.9'"),
     ("config", "target_site"): (_LATER, "['x']"),
+    ("ExampleStream", "data"): ("an example is whatever the model reads", "[", "tensor("),
     ("as_source", "data"): ("ids are compared with the vocabulary of a tokenizer or model", "[[-1, 3]]", "[[3, 5000]]"),
-    **{(name, "name"): (_LABEL, "''", r"'a\x00b'") for name in ("Candidate", "as_source", "mix")},
+    **{(name, "name"): (_LABEL, "''", r"'a\x00b'") for name in ("Candidate", "as_source", "mix", "ExampleStream")},
     **{("list_pretrained", part): ("what is searched for, and not found", "''", r"'a\x00b'", "'nothing'",
                                    f"'{SITE}:side'", "'model.layers.9'") for part in ("model", "site", "name")},
     ("as_custom_sae", "config"): ("what other packages read of it is theirs", "{'a': {"),
@@ -223,6 +233,26 @@ def test_what_an_edit_raises_is_the_callers(place):
     assert isinstance(outcome(lambda: place.model.run(place.ids, {SITE: lambda x: 1 / 0})), ZeroDivisionError)
 
 
+SERVERS = (ActivationBuffer, ActivationCache, ActivationMixture, ContextStream, TokenStream, Source, ExampleStream)
+"""What serves batches, contexts or documents: objects that users hold and call."""
+ELSEWHERE = {
+    "ActivationCache.create": "write_cache",
+    "ActivationCache.n_heads": "Site.parse",
+    "Source.number_of": "position",
+}
+
+
+def test_every_method_that_takes_arguments_is_called_wrongly():
+    methods = {
+        f"{kind.__name__}.{name}"
+        for kind in SERVERS
+        for name, method in inspect.getmembers(kind, inspect.isroutine)
+        if not name.startswith("_") and method.__module__.startswith("dictionary_learning")
+        if {*inspect.signature(method).parameters} - {"self"}
+    }
+    assert methods - {*CALLS} == {*ELSEWHERE}
+
+
 def test_tables_are_large(place):
     n_words = sum(1 for _ in wrong_words(place))
     n_arguments = sum(len(wrong_arguments(place, name)) for name in CALLS)
@@ -250,6 +280,25 @@ def test_an_error_of_another_package_is_wrapped_with_the_request():
     ) as found:
         load_it("a", k=4.0)
     assert isinstance(found.value.__cause__, OSError)
+
+
+def test_a_full_disk_is_named_whatever_says_it(place, tmp_path, monkeypatch):
+    def full(*_):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("dictionary_learning.activations.cache._writer.write_shard", full)
+    with pytest.raises(DataError, match="No space left.*Free some of the disk, and repeat the call"):
+        write_cache(tmp_path / "cache", place.texts, place.model, SITE, ctx_len=16, refresh_batch_size=2)
+
+
+def test_an_error_of_ours_is_said_without_its_kind_and_with_one_stop():
+    assert said(DataError("Nothing is there. Give more.")) == "Nothing is there. Give more."
+    assert said(OSError("gone\nall")) == "OSError: gone."
+
+
+def test_what_is_truth_is_called_by_what_was_given():
+    with pytest.raises(DataError, match=r"Got a Tensor of torch.bool as data"):
+        as_source(torch.tensor([[True, False]]))
 
 
 def test_numbers_of_other_kinds_are_converted():

@@ -340,3 +340,19 @@ def test_a_share_without_a_text_is_an_error_where_an_end_is_and_where_all_are_em
         next(id_buffer(documents=["w5 " * 300], end_of_data="error").share(1, 2))
     with pytest.raises(DataError, match="holds no text"):
         next(id_buffer(documents=[], end_of_data="error").share(0, 2))
+
+
+@pytest.mark.parametrize("limits", [{}, {"second": 1.0}, {"first": -1.0}, {"first": float("nan")}, {"first": True}])
+def test_norm_limits_that_cannot_be_meant_are_refused(limits):
+    with pytest.raises(ConfigError, match=r"Got limits=.*at each site: first:out\."):
+        id_buffer(max_activation_norm_multiple=5).set_norm_limits(limits)
+
+
+def test_norm_limits_are_set_before_rows_are_read_and_where_there_are_any():
+    held = id_buffer(max_activation_norm_multiple=5)
+    held.set_norm_limits({"first": 30.0})
+    assert torch.cat(list(held)).norm(dim=1).max() <= 30
+    with pytest.raises(ConfigError, match="rows were read with"):
+        held.set_norm_limits({"first": 31.0})
+    with pytest.raises(ConfigError, match="max_activation_norm_multiple=None"):
+        id_buffer().set_norm_limits({"first": 30.0})

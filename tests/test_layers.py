@@ -11,7 +11,7 @@ LAYERS = [
     {"errors", "_context", "_lazy", "_types"},
     {"_brief", "_plain", "_coercion", "_what_is"},
     {"config", "latents", "sites", "hardware", "disk", "_http", "_progress"},
-    {"_random_state", "_run_folder", "_stop_request", "side_by_side", "usual_state"},
+    {"_random_state", "_run_folder", "_stop_request", "in_turn", "side_by_side", "usual_state"},
     {"border"},
     {"ops", "parallel", "module_io", "checkpoint"},
     {"capture"},

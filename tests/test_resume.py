@@ -15,6 +15,7 @@ from dictionary_learning import ActivationBuffer, ContextStream, load_dictionary
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.cli import STOPPED, main
 from dictionary_learning.cli._options import CaptureArguments
+from dictionary_learning.data import as_source, mix
 from dictionary_learning.errors import CheckpointError, ConfigError, DataError, Interrupted
 from dictionary_learning.loggers import JSONLLogger
 from dictionary_learning.trainers import TRAINERS
@@ -115,6 +116,23 @@ def test_live_activations_of_several_sites_and_methods_resume(model, tmp_path, o
         tmp_path,
         stops=(2, 7),
         steps=15,
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"retrace": True}, {"retrace": True, "prefetch": 2}], ids=str)
+@pytest.mark.parametrize("kind", ["generator", "shuffled", "mixed"])
+@pytest.mark.covering(shows=lambda kind, options: {kind, str(options)})
+def test_text_that_is_read_once_is_given_anew_to_resume(model, tmp_path, kind, options):
+    texts = tiny.documents(60)
+    data = {
+        "generator": lambda: (text for text in texts),
+        "shuffled": lambda: as_source(iter(texts), shuffle_seed=3, shuffle_buffer=9),
+        "mixed": lambda: mix([iter(texts), texts[::-1]], exhausted="continue"),
+    }
+    sizes = {**BUFFER, "end_of_data": "stop", "max_activation_norm_multiple": 2.0}
+    config = {"trainer": "top_k", "k": 3, "dict_size": 48, "normalize": "unit_mean_square"}
+    check_resumes(
+        lambda: ActivationBuffer(data[kind](), model, TWO[0], **sizes, **options), config, tmp_path, stops=(2, 7)
     )
 
 

@@ -65,9 +65,11 @@ class TokenFilter(BaseConfig):
         left = real_position_mask(torch.ones(1, ctx_len, dtype=torch.bool), self.seqpos_slice)[0]  # (ctx,)
         left[0] &= not self.exclude_first
         if not left.any():
+            others = [] if self.seqpos_slice is None else ["widen seqpos_slice"]
+            others += ["set remove_bos=False"] if self.exclude_first else []
             raise ConfigError(
-                f"A context of {ctx_len} tokens has no position left without {self.describe()}. Raise ctx_len, widen "
-                "seqpos_slice, or set remove_bos=False."
+                f"A context of {ctx_len} tokens has no position left without {self.describe()}. Raise ctx_len, or "
+                f"{', or '.join(others)}."
             )
 
     def token_mask(self, tokens: TokenBatch) -> Bool[Tensor, "batch ctx"]:

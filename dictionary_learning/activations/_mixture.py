@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dictionary_learning._border import checked, short
+from dictionary_learning._in_turn import InTurn, in_turn
 from dictionary_learning._usual_state import usual_state
 from dictionary_learning.activations._stream import ActivationBatch
 from dictionary_learning.errors import ConfigError, DataError
 from dictionary_learning.sites import Site
 
 
-class ActivationMixture:
+class ActivationMixture(InTurn):
     """Serves batches with a fixed share of rows from each source, until one source ends.
 
     Args:
@@ -56,6 +57,7 @@ class ActivationMixture:
     def __iter__(self) -> Iterator[Tensor | ActivationBatch]:
         return self
 
+    @in_turn
     @usual_state()
     def __next__(self) -> Tensor | ActivationBatch:
         for number, share in enumerate(self.shares):
@@ -68,6 +70,8 @@ class ActivationMixture:
         self._held = left  # last, so that an interrupt loses no rows
         return served
 
+    @checked()
+    @in_turn
     def expect(self, n_batches: int | None) -> None:
         """Says how many batches will be taken from now on: sources read no more than they need."""
         for source, share, held in zip(self.sources, self.shares, self._held, strict=True):
@@ -77,6 +81,8 @@ class ActivationMixture:
             n_rows = None if n_batches is None else max(n_batches * share - n_held, 0)
             source.expect(None if n_rows is None else -(-n_rows // source.out_batch_size))
 
+    @checked()
+    @in_turn
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns about n rows that will be served later, in the shares of the mixture."""
         wanted = [max(1, n * share // self.out_batch_size) for share in self.shares]
@@ -89,12 +95,14 @@ class ActivationMixture:
         first = self.sources[0].config
         return {**first, "mixture": [{"rows": n, **s.config} for n, s in zip(self.shares, self.sources, strict=True)]}
 
+    @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that determines the next batches."""
         held = [{str(site): x for site, x in rows.items()} for rows in self._held]
         return {"sources": [source.state_dict() for source in self.sources], "left": held}
 
     @checked(wraps=DataError)
+    @in_turn
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from the state of a mixture with the same arguments."""
         for source, its_state in zip(self.sources, state["sources"], strict=True):

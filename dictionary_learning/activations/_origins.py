@@ -36,6 +36,12 @@ class Origins:
         self._states[self._n_reads] = copy.deepcopy(state), _fingerprint(rows), rows.n_contexts
         self._n_reads += 1
 
+    def compacted(self, slots: Int[Tensor, "n"]) -> "Origins":
+        """Returns the origins of the rows in slots, which are then in the first slots."""
+        moved = Origins(len(self._read))
+        moved.load_state_dict(self.state_dict(slots))
+        return moved
+
     def state_dict(self, slots: Int[Tensor, "n"]) -> dict[str, Any]:
         """Returns the origins of the rows in slots, and forgets all reads that have no other."""
         read = self._read[slots]

@@ -121,6 +121,9 @@ class Prefetcher(RowSource):
         self._reader.load_state_dict(state)
         self._reset()
 
+    def release(self, state: dict[str, Any]) -> None:
+        self._reader.release(state)
+
     def close(self) -> None:
         """Stops the thread. Rows that it has read are returned by the next calls of `read`."""
         self._exchange.must_stop = True

@@ -106,6 +106,9 @@ class RowSource(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to the position of a state."""
 
+    def release(self, state: dict[str, Any]) -> None:  # noqa: B027  (most data can be read again)
+        """Says that no state before this one is loaded again."""
+
     def close(self) -> None:  # noqa: B027  (most sources have nothing to close)
         """Stops background threads."""
 
@@ -234,6 +237,10 @@ class RowReader(RowSource):
         self._rows_each = state.get("rows_each", float(self.stream.ctx_len))
         self.stream.load_state_dict(state["stream"])
         self.load_counts(state)
+
+    def release(self, state: dict[str, Any]) -> None:
+        if hasattr(self.stream, "release"):  # streams of users may lack it
+            self.stream.release(state["stream"])
 
     def _take(self, n_contexts: int) -> Any:
         if self._peeked is None:

@@ -163,6 +163,7 @@ class ShuffledRows:
             self._order, self._cursor, self._spare, self._reached = order, 0, free, reached
         else:
             self.reader.load_state_dict(self._reached)
+        self.reader.release(self._reached)
         n_free = len(self._spare) - self._n_filled
         n_wanted = n_free if self._expected is None else min(n_free, self._expected)
         # the first time is the long one
@@ -186,14 +187,14 @@ class ShuffledRows:
             self.refill()
 
     def close(self) -> None:
-        """Frees the memory."""
+        """Frees the memory of served rows, unless most wait, and ends the thread of a reader."""
         self.reader.close()
         if self._storage is not None:
             counts = self.reader.describe_dropped()
             if counts != self._said:  # with little text, all was read at first
                 logger.info("%s: %s.", self.reader.name, counts)
                 self._said = counts
-        self._clear()
+            self._compact(self._storage)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what determines the next batches: unserved rows, shuffle, place in the text."""
@@ -250,6 +251,19 @@ class ShuffledRows:
         self._n_filled = 0  # during a refill: slots of `_spare` whose rows are not in the order yet
         self._parts: list[dict[Site, Tensor]] = []  # of a batch that is not complete
 
+    def _compact(self, storages: Mapping[Site, RowStorage]) -> None:
+        """Moves the rows that are held to the first slots, and gives the memory of others back."""
+        n, filled = self.n, self._spare[: self._n_filled]
+        held = torch.cat([self._order[self._cursor :], filled])
+        if 2 * len(held) > max(len(storage.rows) for storage in storages.values()):
+            return
+        kept = {site: storage.compacted(held) for site, storage in storages.items()}
+        slots = torch.arange(self.slots.n, device=self.slots.device)
+        document, origins = self._document.clone(), self._origins and self._origins.compacted(held.cpu())
+        document[: len(held)] = self._document[held.cpu()]
+        done = (kept if len(held) else None, slots[:n], 0, slots[n:], document, origins)
+        self._storage, self._order, self._cursor, self._spare, self._document, self._origins = done
+
     def _fill(self, storages: Mapping[Site, RowStorage], progress: Progress | None) -> bool:
         """Writes rows into the free slots; returns whether the text has ended."""
         while len(self._spare) - self._n_filled >= self.slots.at_once and not self._has_enough():
@@ -264,6 +278,7 @@ class ShuffledRows:
                 self._origins.add(slots.cpu(), self._reached or {}, rows)
             n_filled, reached = self._n_filled + rows.n, self.reader.state_dict()
             self._n_filled, self._reached = n_filled, reached
+            self.reader.release(reached)
             if progress:
                 progress.advance(rows.n)
         return False

@@ -1,5 +1,6 @@
 """Rows of activations in memory, as floating-point numbers or as 8-bit integers."""
 
+import copy
 from typing import Any
 
 import torch
@@ -91,6 +92,13 @@ class RowStorage:
             )
         for name, tensor in own.items():
             tensor[:n].copy_(stored[name])
+
+    def compacted(self, slots: Int[Tensor, "n"]) -> "RowStorage":
+        """Returns a storage of as many slots, which holds the rows of these in its first ones."""
+        moved = copy.copy(self)
+        moved.rows = self.rows.index_select(0, slots)
+        moved.scales = None if self.scales is None else self.scales.index_select(0, slots)
+        return moved
 
     def _grow(self) -> None:
         rows, scales = (

@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from torch import Tensor
 
+from dictionary_learning._border import said
 from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.data._reading import Reader
 from dictionary_learning.errors import DataError, did_you_mean
@@ -64,7 +65,7 @@ class Conversation:
         except (TemplateError, ValueError, KeyError, TypeError) as error:
             roles = ", ".join(str(m.get("role")) for m in self.messages)
             raise DataError(
-                f"The chat template cannot write a conversation with the roles {roles}: {error}. Remove such "
+                f"The chat template cannot write a conversation with the roles {roles}: {said(error)} Remove such "
                 "conversations, or pass a template that supports these roles."
             ) from error
         # seeded by the text, so that the choice does not depend on the order of the documents
@@ -176,7 +177,7 @@ def _is_unicode(text: str) -> bool:
 
 def _as_conversation(turns: Sequence[dict[str, Any]], chat: Chat) -> Conversation | BadDocument:
     """Converts turns with "role" and "content", or ShareGPT's "from" and "value"."""
-    if all("role" in turn for turn in turns):
+    if all("role" in turn and ("content" in turn or "tool_calls" in turn) for turn in turns):
         messages = [dict(turn) for turn in turns]
     elif all("from" in turn and "value" in turn for turn in turns):
         messages = [{"role": _SHAREGPT_ROLES.get(t["from"], t["from"]), "content": t["value"]} for t in turns]

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dictionary_learning._border import checked, is_foreign, said
 from dictionary_learning._brief import brief
+from dictionary_learning.data._once import OnceReader
 from dictionary_learning.data._reading import MapReader, Mark, Reader, SequentialReader
 from dictionary_learning.data._source import Source
 from dictionary_learning.errors import ConfigError, DataError
@@ -76,6 +77,7 @@ class ExampleStream:
     add_special_tokens = False
     special_ids: tuple[int, ...] = ()
 
+    @checked()
     def __init__(
         self,
         data: Iterable[Any],
@@ -85,8 +87,6 @@ class ExampleStream:
         name: str | None = None,
         seed: int | None = None,
     ):
-        if ctx_len < 1:
-            raise ConfigError(f"Got ctx_len={ctx_len}; an example has at least one position.")
         name = name or f"examples ({type(data).__name__})"
         examples: Any = data
         if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")) or isinstance(data, Mapping):
@@ -95,7 +95,8 @@ class ExampleStream:
                     f"Got seed={seed} for {name}, which can only be read in its own order. Pass a list or a data set "
                     "with a length."
                 )
-            reader: Reader = SequentialReader(lambda: iter(data), repeatable=iter(data) is not data)
+            is_once = isinstance(data, Iterator)
+            reader: Reader = OnceReader(data, name) if is_once else SequentialReader(lambda: iter(data))
         elif seed is None:
             # one after another: many at once may need more memory than there is
             reader = MapReader(lambda numbers: (examples[n] for n in numbers), range(len(examples)))
@@ -104,6 +105,7 @@ class ExampleStream:
         self.source = Source(reader, name)
         self.collate, self.ctx_len = collate, ctx_len
 
+    @checked()
     def take(self, n: int) -> ExampleBatch | None:
         """Returns the next n examples, fewer at the end of the data, and None after it.
 
@@ -136,6 +138,7 @@ class ExampleStream:
             inputs if isinstance(inputs, dict) else tuple(inputs), None if mask is None else mask.bool()
         )
 
+    @checked()
     def batches(self, n: int) -> Iterator[ExampleBatch]:
         """Yields the rest of the data, n examples at a time."""
         while (batch := self.take(n)) is not None:
@@ -148,6 +151,11 @@ class ExampleStream:
     def state_dict(self) -> dict[str, Any]:
         """Returns the position as plain data."""
         return self.source.state_dict()
+
+    @checked(wraps=DataError)
+    def release(self, state: dict[str, Any]) -> None:
+        """Says that no state before this one is loaded again; see `Source.release`."""
+        self.source.release(state)
 
     @checked(wraps=DataError)
     def load_state_dict(self, state: dict[str, Any]) -> None:

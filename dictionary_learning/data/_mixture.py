@@ -35,6 +35,9 @@ class MixtureReader(Reader):
     def repeatable(self) -> bool:
         return all(reader.repeatable for reader in self.readers)
 
+    def inside(self, mark: Mark) -> list[tuple[Reader, Mark]]:
+        return list(zip(self.readers, mark[1] if mark else [None] * len(self.readers), strict=True))
+
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         size = len(self.readers)
         n, marks, epochs, ended = mark or (0, [None] * size, [epoch] * size, [False] * size)

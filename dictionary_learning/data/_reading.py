@@ -40,13 +40,25 @@ class Reader(ABC):
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         """Yields the documents from the mark on, each with the mark of the next one."""
 
+    def inside(self, mark: Mark) -> list[tuple["Reader", Mark]]:
+        """Returns the readers that it reads, with their marks at its own."""
+        return []
+
+    def release(self, mark: Mark) -> None:
+        """Says that nothing before a mark is read again; what is read once keeps it until then."""
+        for reader, inner in self.inside(mark):
+            reader.release(inner)
+
+    def holds(self, mark: Mark) -> bool:
+        """Returns whether the documents from a mark on can be read."""
+        return all(reader.holds(inner) for reader, inner in self.inside(mark))
+
 
 @dataclasses.dataclass(frozen=True)
 class SequentialReader(Reader):
     """Documents of the iterator that `open` returns. Resuming skips those that were read."""
 
     open: Callable[[], Iterator[Any]]
-    repeatable: bool = True  # pyright: ignore[reportIncompatibleMethodOverride, reportIncompatibleVariableOverride]
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         start = mark or 0
@@ -112,6 +124,13 @@ class WrappingReader(Reader):
     def repeatable(self) -> bool:
         return self.reader.repeatable
 
+    def inside(self, mark: Mark) -> list[tuple[Reader, Mark]]:
+        return [(self.reader, self.mark_inside(mark))]
+
+    def mark_inside(self, mark: Mark) -> Mark:
+        """Returns the mark from which the other reader is read, at a mark of this one."""
+        return mark
+
 
 @dataclasses.dataclass(frozen=True)
 class WindowShuffleReader(WrappingReader):
@@ -119,6 +138,9 @@ class WindowShuffleReader(WrappingReader):
 
     seed: int
     size: int
+
+    def mark_inside(self, mark: Mark) -> Mark:
+        return mark and mark[0]
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         # the mark holds where the window begins, its number, and the place in its order
@@ -140,6 +162,9 @@ class SelectReader(WrappingReader):
     stop: int | None = None
     selects: Callable[[int], bool] = lambda n: True
 
+    def mark_inside(self, mark: Mark) -> Mark:
+        return mark and mark[1]
+
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         n_read, inner = mark or (0, None)
         stop = None if self.stop is None else self.stop - n_read
@@ -155,6 +180,9 @@ class ShareReader(WrappingReader):
 
     number: int
     of: int
+
+    def mark_inside(self, mark: Mark) -> Mark:
+        return mark and mark[1]
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         n_read, inner = mark or (0, None)

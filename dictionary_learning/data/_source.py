@@ -28,7 +28,7 @@ class Source:
     """Documents, one after another.
 
     A source of an iterator can be read only once: `restart`, `fresh`, `hold_out`, and
-    `load_state_dict` after the first document, raise a `DataError` then.
+    `load_state_dict` of a state before the last `release`, raise a `DataError` then.
 
     Args:
         reader: Reads the documents from any mark.
@@ -55,7 +55,7 @@ class Source:
         """Bad documents that were skipped, in all passes."""
         self._mark: Mark = None
         self._documents: Iterator[tuple[Any, Mark]] | None = None
-        self._is_broken = False
+        self._keeps = False  # whether it goes back to states since the last `release`
         self._first, self._step = 0, 1  # numbers in the whole: of the first document, and from one to the next
 
     @property
@@ -67,25 +67,21 @@ class Source:
         return self
 
     def __next__(self) -> Any:  # a Document, or an item of an `ExampleStream`
-        if self._is_broken:
-            raise DataError(
-                f"{self.name} was interrupted while it was read, and can be read only once. Pass a list, a file or a "
-                "data set."
-            )
+        if not self._keeps:
+            self.reader.release(self._mark)
         n_failed = 0
         while True:
-            if self._documents is None:
-                self._documents = self.reader.read(self._mark, self.epoch)
             try:
+                if self._documents is None:
+                    self._documents = self.reader.read(self._mark, self.epoch)
                 document, mark = next(self._documents)
                 if isinstance(document, BadDocument):
                     self._skip_or_raise(document)
+                self._mark, self.position = mark, self.position + 1
             except StopIteration:
                 raise
             except BaseException as error:
-                # the next call must go on at this document, and not report the end
-                self._is_broken = not (self.repeatable or isinstance(error, DataError))
-                self._documents = None if self.repeatable else self._documents
+                self._documents = None  # the next call goes on at this document, and does not report the end
                 what = f"Document {self.position} of {self.name}"
                 if self.repeatable and isinstance(error, Exception) and is_transient(error):
                     n_failed += 1
@@ -95,8 +91,6 @@ class Source:
                     raise
                 message = f"{what} cannot be read: {said(error)} Check the data, and what makes them."
                 raise DataError(message) from error
-            self._mark = mark
-            self.position += 1
             if not isinstance(document, BadDocument):
                 return document
 
@@ -164,7 +158,8 @@ class Source:
             DataError: Documents were read already, or there is no share of that number.
         """
         if not 0 <= number < of:
-            raise DataError(f"Got share {number} of {of}; they are numbered from 0 to {of - 1}.")
+            known = f"they are numbered from 0 to {of - 1}" if of > 0 else "there is at least one"
+            raise DataError(f"Got share {number} of {of}; {known}. Give another number.")
         if self.position:
             raise DataError(f"{self.name} was read from already, so it cannot be divided. Build it anew.")
         part = self._derive(share(self.reader, number, of), f"share {number} of {of} of {self.name}")
@@ -203,11 +198,25 @@ class Source:
                 f"The state is of '{state['name']}', and this source is '{self.name}'; their positions do not match. "
                 "Pass the data that the run was started with."
             )
-        if self._documents is not None:
-            self._require_repeatable("moved to another position. Load the state into a new source")
+        if not self.reader.holds(state["mark"]):
+            raise DataError(
+                f"{self.name} can be read only once, and was read further than the state, which is before its document "
+                f"{state['position']}. Load the state into a new source of the same documents, or pass a list, a file "
+                "or a data set."
+            )
         self._documents, self._mark = None, state["mark"]  # the reader starts at the next document
         self.position, self.epoch = state["position"], state["epoch"]
         self.n_skipped = state.get("skipped", 0)
+
+    @checked(wraps=DataError)
+    def release(self, state: dict[str, Any]) -> None:
+        """Says that no state before this one is loaded again.
+
+        From the first call on, a source that can be read only once keeps the documents since the
+        last, so that it goes back to where an interrupt or an error has ended their use.
+        """
+        self._keeps = True
+        self.reader.release(state["mark"])
 
     def _derive(self, reader: Reader, name: str) -> "Source":
         return Source(reader, name, self.tokenized, self.on_bad_document)

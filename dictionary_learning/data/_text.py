@@ -24,6 +24,7 @@ from dictionary_learning.data._document import (
 )
 from dictionary_learning.data._files import files_reader, kind_of
 from dictionary_learning.data._memory_map import array_reader
+from dictionary_learning.data._once import OnceReader
 from dictionary_learning.data._reading import MapReader, SequentialReader
 from dictionary_learning.data._source import OnBadDocument, Source
 from dictionary_learning.errors import ConfigError, DataError, check_own
@@ -125,7 +126,7 @@ def _read_object(data: Any, options: ReadOptions, name: str | None) -> SourcePar
         from dictionary_learning.data._hub import dataset_reader
 
         return dataset_reader(data, options, name or "the data set")
-    name = name or f"the {type(data).__name__}"
+    name, given = name or f"the {type(data).__name__}", data
     if isinstance(data, Mapping):
         data = _column(data, options, name)
     if isinstance(data, Tensor):
@@ -143,10 +144,11 @@ def _read_object(data: Any, options: ReadOptions, name: str | None) -> SourcePar
         reader = MapReader(lambda numbers: [read_item(data[n], *reading) for n in numbers], range(len(data)))
         return reader, name, infer_tokenized(reader)
     if isinstance(data, Iterable) and not isinstance(data, (bytes, bytearray, np.ndarray)):
-        repeatable = not isinstance(data, Iterator)  # an iterator returns itself, and ends once
-        documents = SequentialReader(lambda: (read_item(value, *reading) for value in data), repeatable)
-        return documents, name, None
-    raise DataError(f"Got a {type(data).__name__} as data; pass strings, a file, a data set, or the name of one.")
+        if isinstance(data, Iterator):
+            return OnceReader(data, name, lambda value: read_item(value, *reading)), name, None
+        return SequentialReader(lambda: (read_item(value, *reading) for value in data)), name, None
+    of = f" of {given.dtype}" if hasattr(given, "dtype") else ""
+    raise DataError(f"Got a {type(given).__name__}{of} as data; pass strings, a file, a data set, or the name of one.")
 
 
 def _column(columns: Mapping[str, Any], options: ReadOptions, name: str) -> Any:
@@ -165,6 +167,8 @@ def _column(columns: Mapping[str, Any], options: ReadOptions, name: str) -> Any:
 
 
 def _read_name(name: str, options: ReadOptions) -> SourceParts:
+    if not name.strip():
+        raise DataError(f"Got {name!r} as data; pass strings, a file ('.' for those of this folder), or a data set.")
     path = Path(name).expanduser()
     is_stream = path.exists() or str(path).startswith(("/dev/stdin", "/dev/fd/"))
     if name == "-" or (is_stream and not path.is_file() and not path.is_dir()):

@@ -105,6 +105,7 @@ class TokenStream:
         self._rows = rows
         self._contexts = self._context_maker(rows)
         self._before: dict[str, Any] | None = None  # the state before a call that has not returned
+        self._is_released = False  # whether somebody says which states are not loaded again
 
     @cached_property  # reads the whole vocabulary
     def vocab_size(self) -> int | None:
@@ -147,6 +148,7 @@ class TokenStream:
         """The number of passes over the source that have ended."""
         return self._documents.epoch
 
+    @checked()
     def take(self, n: int) -> TokenBatch | None:
         """Returns the next n contexts, fewer at the end of the data, and None after it.
 
@@ -162,26 +164,31 @@ class TokenStream:
         self._check_embeddings(batch)
         return batch
 
+    @checked()
     def take_rows(self, n: int) -> list[Row]:
         """Returns the next n contexts without padding; fewer at the end of the data."""
         if self._before is not None:  # an interrupt or an error ended the last call
             self.load_state_dict(self._before)
         self._before = self.state_dict()
+        if not self._is_released:
+            self.source.release(self._before["source"])
         rows = self._contexts.take(n)
         self._before = None
         return rows
 
+    @checked()
     def batches(self, n: int) -> Iterator[TokenBatch]:
         """Yields the rest of the data, n contexts at a time."""
         while (batch := self.take(n)) is not None:
             yield batch
 
+    @checked()
     def share(self, number: int, of: int) -> "TokenStream":
         """Returns the contexts of one of `of` shares of the documents (see `Source.share`)."""
         part = copy.copy(self)
         part.source = self.source.share(number, of)
         part._documents = EpochReader(part.source, self._documents.epochs, lambda: part.vocab_size)
-        part._contexts, part._before = part._context_maker(self._rows), None
+        part._contexts, part._before, part._is_released = part._context_maker(self._rows), None, False
         return part
 
     def restart(self) -> None:
@@ -211,6 +218,15 @@ class TokenStream:
         self._documents.load_state_dict(state)
         self._contexts.load_state_dict(state["contexts"])
         self._before = None
+
+    @checked(wraps=DataError)
+    def release(self, state: dict[str, Any]) -> None:
+        """Says that no state before this one is loaded again (see `Source.release`).
+
+        Without it, no state is before the last call of `take`.
+        """
+        self._is_released = True
+        self.source.release(state["source"])
 
     def _rule(self) -> dict[str, Any]:
         return {"ctx_len": self.ctx_len, "as they are": isinstance(self._contexts, ReadyContexts), **self.packing}

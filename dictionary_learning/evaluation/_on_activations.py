@@ -45,6 +45,8 @@ def evaluate_activations(
         DataError: there are no activations, or they are of several sites.
         ConfigError: a tensor of the dictionary holds a NaN or an infinity.
     """
+    if n_batches == 0:
+        raise ConfigError("Got n_batches=0; give at least 1, or None to read all.")
     check_finite(dictionary, f"The {type(dictionary).__name__}")
     rows = (_of_one_site(x).to(dictionary.device, dictionary.dtype) for x in islice(iter(activations), n_batches))
     rows = (x * scale_of_batch(x) if normalize_batch else x for x in rows)

@@ -8,6 +8,8 @@ import pickle
 import random
 import sys
 import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cloudpickle
@@ -20,20 +22,36 @@ from dictionary_learning.activations._mixture import ActivationMixture
 from dictionary_learning.activations._prefetch import Prefetcher
 from dictionary_learning.activations.cache import ActivationCache
 from dictionary_learning.contexts import ContextStream
-from dictionary_learning.data import as_source
-from dictionary_learning.errors import ConfigError, DataError
+from dictionary_learning.data import as_source, mix
+from dictionary_learning.errors import ConfigError, DataError, ModelError
 from tests import processes  # noqa: F401  (what a server of forks imports)
 from tests.activations.cache_files import DOCUMENTS, FIRST, buffer, reader, traced, write
 
 IDS = torch.arange(3, 21).view(2, 9)
+
+
+def contexts(documents) -> ContextStream:
+    return ContextStream(documents, traced(), "model.layers.0", ctx_len=16, batch_size=4)
+
+
 INTERRUPTED = {
     "buffer": lambda folder: buffer(),
     "buffer with prefetch": lambda folder: buffer(prefetch=1),
     "buffer of large batches": lambda folder: buffer(out_batch_size=250),
-    "contexts": lambda folder: ContextStream(DOCUMENTS, traced(), "model.layers.0", ctx_len=16, batch_size=4),
+    "buffer that names its rows": lambda folder: buffer(retrace=True),
+    "buffer of an iterator": lambda folder: buffer(iter(DOCUMENTS)),
+    "buffer of an iterator with prefetch": lambda folder: buffer(iter(DOCUMENTS), prefetch=2),
+    "buffer that names rows of an iterator": lambda folder: buffer(iter(DOCUMENTS), retrace=True, pack=False),
+    "buffer of a shuffled iterator": lambda folder: buffer(
+        as_source(iter(DOCUMENTS), shuffle_seed=1, shuffle_buffer=8, max_examples=50)
+    ),
+    "buffer of mixed iterators": lambda folder: buffer(mix([iter(DOCUMENTS), DOCUMENTS[:20]], exhausted="continue")),
+    "contexts": lambda folder: contexts(DOCUMENTS),
+    "contexts of an iterator": lambda folder: contexts(iter(DOCUMENTS)),
     "cache": lambda folder: ActivationCache(folder / "cache", FIRST, out_batch_size=30, window=3),
     "mixture": lambda folder: ActivationMixture([buffer(), buffer(seed=3)], [1, 3], out_batch_size=30),
 }
+OF_TEXT = [kind for kind in INTERRUPTED if kind != "cache"]
 _PACKAGE = str(Path(buffer_module.__file__).parent)
 _WATCHED = ("buffer.py", "contexts.py", *(f"{name}/" for name in ("activations", "data", "capture")))
 
@@ -73,8 +91,13 @@ def same(a, b) -> bool:
 
 
 def failing(error):
+    yield "w1"
     raise error
-    yield
+
+
+def bytes_of(batch) -> bytes:
+    parts = [batch] if isinstance(batch, torch.Tensor) else batch.values()
+    return b"".join(part.numpy().tobytes() for part in parts)
 
 
 class Wrapped(IterableDataset):
@@ -146,9 +169,10 @@ class TestOtherProcesses:
         assert all(map(torch.equal, pickle.loads(pickle.dumps(held)), held))
         assert "dictionary_learning" in cloudpickle.list_registry_pickle_by_value()
 
-    def test_a_buffer_over_an_iterator_is_not_copied(self):
+    @pytest.mark.parametrize("kind", [iter, lambda texts: (text for text in texts)])
+    def test_a_buffer_over_an_iterator_is_not_copied(self, kind):
         with pytest.raises(ConfigError, match="cannot be pickled"):
-            pickle.dumps(buffer(text for text in DOCUMENTS))
+            pickle.dumps(buffer(kind(DOCUMENTS)))
 
     @pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.slow)])
     @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
@@ -236,12 +260,38 @@ class TestInterrupts:
         served.close()
 
     def test_an_interrupted_iterator_is_an_error_and_not_the_end(self):
-        source = as_source(itertools.chain(DOCUMENTS, [None]), name="those")
-        source._documents = failing(KeyboardInterrupt())
+        source = as_source(failing(KeyboardInterrupt()), name="those")
+        assert next(source) == "w1"
         with pytest.raises(KeyboardInterrupt):
             next(source)
-        with pytest.raises(DataError, match="those was interrupted"):
-            next(source)
+        for _ in range(2):
+            with pytest.raises(DataError, match="those was interrupted"):
+                next(source)
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+    @pytest.mark.parametrize("kind", OF_TEXT)
+    @pytest.mark.covering(shows=lambda kind, error: {kind, error})
+    def test_errors_in_the_model_lose_no_row(self, tmp_path, kind, error):
+        expected, served, found, calls = list(INTERRUPTED[kind](tmp_path)), INTERRUPTED[kind](tmp_path), [], [0]
+
+        def fails(*_):
+            calls[0] += 1
+            if calls[0] in (1, 2, 4):
+                raise error("of the model")
+
+        for source in getattr(served, "sources", [served]):
+            source.model._original.register_forward_pre_hook(fails)
+        n_errors = 0
+        while True:
+            try:
+                for batch in served:
+                    found.append(batch)
+                break
+            except (KeyboardInterrupt, RuntimeError, ModelError):
+                n_errors += 1
+        assert n_errors == 3
+        assert len(found) == len(expected) and all(map(same, found, expected))
+        served.close()
 
     def test_an_interrupted_model_is_as_before(self, monkeypatch):
         model = traced()
@@ -255,6 +305,43 @@ class TestInterrupts:
             model.capture(IDS, sites="model.layers.1")
         monkeypatch.setattr(torch.nn.functional, "silu", forward)
         assert same(model.capture(IDS, sites="model.layers.1"), expected)
+
+
+@pytest.mark.parametrize("kind", INTERRUPTED)
+def test_each_batch_goes_to_one_of_the_threads_that_read(tmp_path, kind):
+    write(tmp_path / "cache", shard_size=40)
+    expected, served, found = list(INTERRUPTED[kind](tmp_path)), INTERRUPTED[kind](tmp_path), []
+    with ThreadPoolExecutor(3) as threads:
+        for thread in [threads.submit(found.extend, served) for _ in range(3)]:
+            thread.result()
+    assert Counter(map(bytes_of, found)) == Counter(map(bytes_of, expected))
+    served.close()
+
+
+@pytest.mark.parametrize("kind", INTERRUPTED)
+def test_a_source_that_is_closed_goes_on_with_the_same_rows(tmp_path, kind):
+    write(tmp_path / "cache", shard_size=40)
+    expected, served, found = list(INTERRUPTED[kind](tmp_path)), INTERRUPTED[kind](tmp_path), []
+    served.close()
+    for n, batch in enumerate(served):
+        found.append(batch)
+        if n % 3 == 0:
+            served.close()
+    assert len(found) == len(expected) and all(map(same, found, expected))
+    served.close()
+
+
+def test_closing_gives_memory_back():
+    held = buffer(n_ctxs=200)
+    n_held = 0
+    while (next_rows := held.n_rows) > 60 or not n_held:
+        n_held = len(next(held)) or next_rows
+    held.close()
+    (storage,) = held._rows._storage.values()
+    assert len(storage.rows) == held.n_rows > 0
+    assert list(held)
+    held.close()
+    assert held._rows._storage is None
 
 
 def test_mixtures_of_buffers_end_without_threads():

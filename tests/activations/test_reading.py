@@ -149,8 +149,7 @@ class TestCounts:
         first = rows.reader.describe_dropped()
         rows.close()
         assert sum(first in record.getMessage() for record in caplog.records) == 1
-        rows.refresh()
-        rows.refresh()
+        list(rows)
         later = rows.reader.describe_dropped()
         rows.close()
         assert later != first and sum(later in record.getMessage() for record in caplog.records) <= 2
@@ -202,6 +201,12 @@ class TestCounts:
         assert limit == pytest.approx(float(expected), rel=1e-5)
         while rows.read(4) is not None:
             assert rows.norm_limits == {site: limit}
+
+    @pytest.mark.parametrize("remove_bos", [True, False])
+    def test_what_leaves_nothing_says_only_what_helps(self, remove_bos):
+        with pytest.raises(ConfigError, match="Raise ctx_len, or widen seqpos_slice") as found:
+            buffer(seqpos_slice=(16, None), remove_bos=remove_bos)
+        assert ("or set remove_bos=False" in str(found.value)) == remove_bos
 
     def test_bad_slices_are_refused(self):
         with pytest.raises(ConfigError, match="seqpos_slice"):

@@ -39,6 +39,7 @@ BAD: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "number": ("Document 1 of the list is a int", lambda place: ["w1", 3, "w2"]),
     "bytes": ("Document 1 of the list is a bytes", lambda place: ["w1", b"w3", "w2"]),
     "surrogate": ("Document 1 of the list contains half of a UTF-16", lambda place: ["w1", SURROGATE, "w2"]),
+    "turn without words": ("Document 1 of the list is a conversation", lambda place: ["w1", [{"role": "user"}], "w2"]),
     "iterator": ("Document 1 of the list_iterator is null", lambda place: iter(["w1", None, "w2"])),
     "series": ("Document 1 of the Series is null", lambda place: pd.Series(["w1", float("nan"), "w2"], dtype=object)),
     "data set": (

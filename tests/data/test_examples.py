@@ -104,5 +104,5 @@ def test_what_feeds_no_rows_is_refused():
         ExampleStream(DATA, lambda d: d[0].tolist()).take(2)
     with pytest.raises(DataError, match="with 3 rows"):
         ExampleStream(DATA, lambda d: {"x": torch.stack(d[:1])}).take(3)
-    with pytest.raises(ConfigError, match="at least one position"):
+    with pytest.raises(ConfigError, match="Got ctx_len=0 in ExampleStream"):
         stream(ctx_len=0)

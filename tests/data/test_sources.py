@@ -4,8 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from dictionary_learning.data import as_source
+from dictionary_learning.compat._generators import JoinedTextReader
+from dictionary_learning.data import Source, as_source, mix
 from dictionary_learning.errors import ConfigError, DataError
+from tests import tiny
 from tests.data.kinds import ALL_KINDS, FLAT, IDS, LONG_KINDS, TEXT_KINDS, TEXTS, TOKEN_KINDS, lines, parquet, plain
 
 
@@ -280,12 +282,49 @@ def test_error_is_raised_again_and_is_no_end_of_data(tmp_path):
                 next(source)
 
 
-def test_error_in_an_iterator_loses_nothing_behind_it():
-    source = as_source(iter(["one", "two", 3, "four", "five"]))
+@pytest.mark.parametrize("kind", [list, iter])
+def test_a_bad_document_is_an_error_again_and_loses_nothing_behind_it(kind):
+    source = as_source(kind(["one", "two", 3, "four", "five"]))
     assert [next(source), next(source)] == ["one", "two"]
-    with pytest.raises(DataError):
-        next(source)
+    for _ in range(2):
+        with pytest.raises(DataError, match="Document 2 of the .* is a int"):
+            next(source)
+    source.on_bad_document = "skip"
     assert list(source) == ["four", "five"]
+
+
+ONCE = {
+    "iterator": lambda: as_source(iter(TEXTS)),
+    "shuffled": lambda: as_source(iter(TEXTS), shuffle_seed=2, shuffle_buffer=5),
+    "first": lambda: as_source(iter(TEXTS), max_examples=20),
+    "share": lambda: as_source(iter(TEXTS)).share(1, 2),
+    "mixed": lambda: mix([iter(TEXTS), TEXTS], exhausted="continue"),
+    "joined": lambda: Source(JoinedTextReader(as_source(iter(TEXTS)).reader, tiny.tokenizer(), 30), "joined"),
+}
+"""Sources that can be read only once, of every kind of reader around the iterator."""
+
+
+@pytest.mark.parametrize("kind", ONCE)
+def test_what_is_read_once_goes_back_to_what_was_not_released(kind):
+    documents, source = list(ONCE[kind]()), ONCE[kind]()
+    source.release(source.state_dict())
+    states = [source.state_dict() for document in documents if next(source) == document]
+    assert len(states) == len(documents) > 5
+    source.load_state_dict(states[2])
+    assert next(source) == documents[3]
+    source.load_state_dict(states[4])  # ahead, too
+    source.release(states[4])
+    assert list(source) == documents[5:]
+    source.load_state_dict(states[4])
+    assert list(source) == documents[5:]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ONCE if kind != "shuffled"])
+def test_what_is_read_once_keeps_nothing_unasked(kind):
+    source = ONCE[kind]()
+    states = [(next(source), source.state_dict())[1] for _ in range(5)]
+    with pytest.raises(DataError, match="can be read only once.*before its document 1. Load the state into a new"):
+        source.load_state_dict(states[0])
 
 
 def test_arrays_of_token_ids_are_read_as_files_of_them_are():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dictionary_learning._border import said
 from dictionary_learning._what_is import what_is
 from dictionary_learning.activations.cache._store import Store
 from dictionary_learning.config import BaseConfig
@@ -129,7 +130,7 @@ def load_index(store: Store) -> Index:
         return index
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"'{store.path}/{INDEX}' cannot be read: {error}. Write the cache again, or upgrade the package."
+            f"'{store.path}/{INDEX}' cannot be read: {said(error)} Write the cache again, or upgrade the package."
         ) from error
 
 

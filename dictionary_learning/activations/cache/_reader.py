@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dictionary_learning._border import checked
 from dictionary_learning._hardware import as_device
+from dictionary_learning._in_turn import InTurn, in_turn
 from dictionary_learning._types import ModelLike, SitesLike, SubmodulesLike, TextLike
 from dictionary_learning._usual_state import usual_state
 from dictionary_learning.activations._filters import TokenFilter
@@ -29,7 +30,7 @@ from dictionary_learning.sites import Site, expand
 logger = logging.getLogger(__name__)
 
 
-class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
+class ActivationCache(InTurn, IterableDataset["Tensor | ActivationBatch"]):
     """Serves the rows of a cache in batches, every row once; it can replace an `ActivationBuffer`.
 
     The writer shuffled the rows within each shard. Batches take rows from several shards side by
@@ -102,8 +103,9 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
         return batch[self.sites[0]] if len(self.sites) == 1 else batch
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shards": {}}  # a copy in another process opens the files itself
+        return {**super().__getstate__(), "_shards": {}}  # a copy in another process opens the files itself
 
+    @in_turn
     def rows(self) -> Rows:
         """Returns the next batch with the token, document and position of each row.
 
@@ -136,6 +138,8 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
         self._open, self._next = places, following  # last, so that an interrupt loses no rows
         return rows
 
+    @checked()
+    @in_turn
     def sample(self, n: int) -> dict[Site, Float[Tensor, "n dim"]]:
         """Returns up to n rows that will be served later."""
         state = self.state_dict()
@@ -149,6 +153,7 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
         return {site: torch.cat([part[site] for part in parts])[:n] for site in self.sites}
 
     @checked()
+    @in_turn
     def reseed(self, seed: int) -> None:
         """Sets the seed of the order of shards, where there is one.
 
@@ -219,20 +224,29 @@ class ActivationCache(IterableDataset["Tensor | ActivationBatch"]):
                 f"{', '.join(damaged[:8])}. Write the cache again."
             )
 
+    @in_turn
     def close(self) -> None:
         """Closes the files; the next batch opens them again."""
         self._shards = {}
 
+    @in_turn
     def state_dict(self) -> dict[str, Any]:
         """Returns the position, as plain data."""
         return {"epoch": self._epoch, "open": [list(pair) for pair in self._open.items()], "next": self._next}
 
     @checked(wraps=DataError)
+    @in_turn
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Moves to a position in the same cache, served with the same arguments."""
-        self._start_epoch(state["epoch"])
-        self._open = {int(number): int(row) for number, row in state["open"]}
-        self._next = int(state["next"])
+        places, following = {int(number): int(row) for number, row in state["open"]}, int(state["next"])
+        shards = dict(enumerate(self.index.shards))
+        if not all(n in shards and 0 <= row < shards[n].n_rows for n, row in places.items()) or following > len(shards):
+            raise DataError(
+                f"The state is of a cache with other shards than '{self.store.path}', which has {len(shards)}. Load it "
+                "into the cache that it was taken from."
+            )
+        self._start_epoch(int(state["epoch"]))
+        self._open, self._next = places, following
 
     def _start_epoch(self, epoch: int) -> None:
         number, n_workers = self._worker

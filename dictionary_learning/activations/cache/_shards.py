@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+from dictionary_learning._border import said
 from dictionary_learning.activations._reader import Rows
 from dictionary_learning.activations._storage import as_dtype, from_bytes, to_bytes
 from dictionary_learning.activations.cache._index import Shard, check_file
@@ -87,7 +88,7 @@ class OpenShard:
                 is_plain = not shard.file.endswith(".zst")
                 self._tensors = load(content if is_plain else zstandard.ZstdDecompressor().decompress(content))
         except (SafetensorError, zstandard.ZstdError, OSError, ValueError) as error:
-            raise DataError(f"'{where}' cannot be read: {error}. Write the cache again.") from error
+            raise DataError(f"'{where}' cannot be read: {said(error)} Write the cache again.") from error
         shapes = {str(site): (shard.n_rows, width) for site, width in widths.items()}
         for name, shape in (shapes | dict.fromkeys(ORIGIN, (shard.n_rows,))).items():
             got = tuple(self._tensors[name].shape) if name in self._tensors else "nothing"

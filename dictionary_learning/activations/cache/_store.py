@@ -11,6 +11,7 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
+from dictionary_learning._border import said
 from dictionary_learning._disk import remove_unfinished, settled, write_atomically
 from dictionary_learning.data._retrying import retried
 from dictionary_learning.errors import DataError, MissingDependencyError
@@ -42,7 +43,7 @@ class Store:
             raise MissingDependencyError(named[1] if named else "fsspec", f"Opening {self.path}") from error
         except ValueError as error:
             raise DataError(
-                f"'{self.path}' cannot be opened: {error}. Give a local folder, or an address that fsspec knows."
+                f"'{self.path}' cannot be opened: {said(error)} Give a local folder, or an address that fsspec knows."
             ) from error
 
     def within(self, name: str) -> "Store":

@@ -45,9 +45,7 @@ def opened(store: Store, settings: dict[str, Any], reader: RowReader) -> Index:
     exists = store.exists(INDEX)
     if exists:
         index = load_index(store)
-    # a source that can be read only once cannot go back, as continuing needs
-    if not index.state or getattr(reader.stream.source, "repeatable", True):
-        settings["text_fingerprint"] = inputs_fingerprint(reader.peek(settings["refresh_batch_size"]))
+    settings["text_fingerprint"] = inputs_fingerprint(reader.peek(settings["refresh_batch_size"]))
     if exists:
         check_same(store, index, settings)
     if index.state:
