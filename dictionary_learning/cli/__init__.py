@@ -21,7 +21,7 @@ from dictionary_learning._stop_request import interrupt_behind
 from dictionary_learning.cli._arguments import config_parser
 from dictionary_learning.cli._in_options import in_options, warning_in_options
 from dictionary_learning.cli._output import as_json
-from dictionary_learning.cli._parser import IMPORT, JSON, QUIET, TRACEBACK, Parser, without
+from dictionary_learning.cli._parser import IMPORT, JSON, QUIET, TRACEBACK, Parser, modules_in, without
 from dictionary_learning.cli._run_file import file_named_in, read_file
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, Stopped, UnknownNameError
 
@@ -93,8 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(interrupt, Stopped):
             logger.error("Interrupted.")
             return 130
-        command = interrupt.command
-        going_on = f"What goes on is:\n  {shlex.join(command)}" if command else "The same command goes on."
+        command = shlex.join(interrupt.command or ())
+        going_on = f"What goes on is:\n  {command}" if command else "The same command goes on."
         logger.error("%s %s", interrupt.said, going_on)
         return STOPPED
     finally:
@@ -120,10 +120,8 @@ def _notes(error: BaseException) -> Sequence[str]:
 
 def _run(arguments: list[str], is_process: bool, known: set[str]) -> int:
     """Runs a command, whose options `known` gets."""
-    imports = Parser("", add_help=False)
-    imports.add_argument(IMPORT, action="append", default=[], dest="modules")
-    found, arguments = imports.parse_known_args(arguments)
-    for module in found.modules:
+    modules, arguments = modules_in(arguments)
+    for module in modules:
         _import(module)
     if not arguments or arguments[0] in ("-h", "--help"):
         parser = _overview()

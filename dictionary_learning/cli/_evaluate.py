@@ -28,6 +28,7 @@ from dictionary_learning.cli._evaluation_options import EvaluationArguments
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import aligned, write_result
+from dictionary_learning.cli._trust import load_trusted
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,16 +82,14 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
     def evaluate(self) -> "Written":
         """Evaluates, and writes the report."""
         from dictionary_learning.activations._filters import TokenFilter
-        from dictionary_learning.cli._candidates import candidates_of, load_saved
+        from dictionary_learning.cli._candidates import candidates_of
         from dictionary_learning.cli._measures import labelled
         from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
 
-        saved = load_saved(self.dictionaries)
+        saved = load_trusted(self.dictionaries, self.model, self)
         tasks = labelled(self.probe) if self.probe else []
         # what files do not tell decides nothing; what two of them tell differently is asked for
         trained_on = None if self.model else common(saved, "language models", model_of, "Give --model.")
-        if trained_on is not None:
-            check_named("model", "--model", trained_on.name)
         wanted = TrainedModel(self.model, None) if self.model else trained_on
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
@@ -101,8 +100,9 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
             saved, "context lengths", lambda c: buffer_of(c).get("ctx_len"), "Give --ctx-len."
         )
         rule = common(saved, "token filters", filter_of)
+        documents = read_text(self, self.data, text)  # an error in it comes before the model is loaded
         model = self.load(wanted.name, wanted.revision, dtype_in_training(self, saved))
-        stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
+        stream = contexts_as_trained(self, saved, documents, model, ctx_len)
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
         report = evaluate_dictionaries(
             model,

@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import math
-import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
 from dictionary_learning._said import saying
+from dictionary_learning._shell_words import shown_command
 from dictionary_learning._stop_request import interrupt_behind
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._groups import ESSENTIAL
@@ -29,7 +29,7 @@ from dictionary_learning.cli._methods import (
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
-from dictionary_learning.cli._stopping import evaluating, saying_what_goes_on, stamp_of, what_goes_on
+from dictionary_learning.cli._stopping import evaluating, saying_what_goes_on, showing, stamp_of, what_goes_on
 from dictionary_learning.cli._train_data import (
     adapted,
     evaluations,
@@ -255,12 +255,13 @@ def _train(
         point_latest_at(save_dir)
     end = time.monotonic()
     if reported is not None and reported == read_run(save_dir)["volatile"]["sessions"][-1]["last_step"]:
-        logger.info(_NOTHING_NEW, save_dir / _REPORT, _evaluating(save_dir, arguments))
+        logger.info(_NOTHING_NEW, save_dir / _REPORT, shown_command(evaluating(save_dir, arguments)))
         _show_report(save_dir)
         return
     if text is None or arguments.model is None:
-        advice = "Trained in %.0f s. Evaluate with: %s --model MODEL --data DATA"
-        logger.info(advice, end - loaded, shlex.join(["dictionary-learning", "evaluate", str(save_dir)]))
+        words = evaluating(save_dir, arguments.replace(model=None))
+        asked = shown_command([*words, "--model", "MODEL", "--data", "DATA"])
+        logger.info("Trained in %.0f s. Evaluate with: %s", end - loaded, asked)
         return
     told = "" if "n_eval_tokens" in given else " (--n-eval-tokens says another number)"
     on = f"{counted(arguments.n_eval_tokens or 0, 'token')}{told} of {text[1].name}"
@@ -272,12 +273,9 @@ def _train(
     except Exception as error:  # what was trained is saved, and no failure of a run
         if interrupt_behind(error):
             raise
-        again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir, arguments)}"
+        command = shown_command(evaluating(save_dir, arguments))
+        again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {command}"
         logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
-
-
-def _evaluating(save_dir: Path, arguments: TrainArguments) -> str:
-    return shlex.join(["dictionary-learning", *evaluating(save_dir, arguments)])
 
 
 def _show_report(save_dir: Path) -> None:
@@ -325,5 +323,4 @@ def _evaluate(
         norm_limits=source.norm_limits,
     )
     report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start}).show()
-    place, pages = (shlex.quote(str(path)) for path in (save_dir, save_dir / "latents"))
-    logger.info("Pages of their latents: dictionary-learning dashboard %s --save-dir %s", place, pages)
+    logger.info("Pages of their latents: %s", shown_command(showing(save_dir, arguments)))
