@@ -1,9 +1,11 @@
 """What a command writes: results to standard output, for people or as JSON."""
 
+import contextlib
 import contextvars
 import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from typing import Any
 
 as_json: contextvars.ContextVar[bool] = contextvars.ContextVar("as_json", default=False)
@@ -11,8 +13,24 @@ as_json: contextvars.ContextVar[bool] = contextvars.ContextVar("as_json", defaul
 
 
 def write_line(text: str) -> None:
-    """Writes a line of a result to standard output."""
-    sys.stdout.write(f"{text}\n")
+    """Writes a line of a result to standard output; nothing where its reader, as `head`, has left."""
+    with _until_its_reader_leaves():
+        sys.stdout.write(f"{text}\n")
+
+
+def flush_results() -> None:
+    """Hands over what was written, before the exit status is decided."""
+    with _until_its_reader_leaves():
+        sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _until_its_reader_leaves() -> Generator[None]:
+    """Makes a closed pipe of standard output an end of writing, and no failure of what a command does."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_result(value: Any, lines: Iterable[str] | None = None) -> None:

@@ -32,7 +32,8 @@ def saying_what_goes_on(tell: Callable[[], tuple[str, Sequence[str]]]) -> Genera
         with ending_at_once():
             yield
     except BaseException as error:
-        if (interrupt := interrupt_behind(error)) is None:
+        interrupt = interrupt_behind(error)
+        if interrupt is None or getattr(interrupt, "command", ()):  # told already, of a later moment
             raise
         said = interrupt.said if isinstance(interrupt, Stopped) else "Interrupted."
         saved, words = tell()

@@ -45,6 +45,7 @@ from dictionary_learning.errors import ConfigError
 if TYPE_CHECKING:
     from dictionary_learning.activations.cache import ActivationCache
     from dictionary_learning.buffer import ActivationBuffer
+    from dictionary_learning.cli._evaluate import Written
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.data import Source
     from dictionary_learning.dictionaries import Dictionary
@@ -269,13 +270,16 @@ def _train(
     seconds = {"load": loaded - start, "train": end - loaded}
     try:
         model = model or arguments.load(arguments.model)
-        _evaluate(arguments, model, dictionaries, text[1], source, save_dir, seconds)
+        written = _evaluate(arguments, model, dictionaries, text[1], source, save_dir, seconds)
     except Exception as error:  # what was trained is saved, and no failure of a run
         if interrupt_behind(error):
             raise
         command = shown_command(evaluating(save_dir, arguments))
         again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {command}"
         logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
+        return
+    written.show()
+    logger.info("Pages of their latents: %s", shown_command(showing(save_dir, arguments)))
 
 
 def _show_report(save_dir: Path) -> None:
@@ -306,7 +310,7 @@ def _evaluate(
     source: "Activations",
     save_dir: Path,
     seconds: Mapping[str, float],
-) -> None:
+) -> "Written":
     """Evaluates what was trained on the text that was held out, and writes the report."""
     from dictionary_learning.cli._candidates import candidates_of, trained
     from dictionary_learning.cli._evaluate import report_on
@@ -322,5 +326,4 @@ def _evaluate(
         token_filter=source.filter,
         norm_limits=source.norm_limits,
     )
-    report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start}).show()
-    logger.info("Pages of their latents: %s", shown_command(showing(save_dir, arguments)))
+    return report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start})
