@@ -57,6 +57,8 @@ _OF_THE_START = {"--save-dir": True, "--overwrite": False, "--resume": False, "-
 """Options that say where a run is and how it starts, and not which run it is."""
 _GO_ON = ("train", "sweep", "benchmark")
 """Commands that a signal ends with the command that goes on."""
+_CONTINUE = ("cache", "contexts")
+"""Commands that go on with what they find in their folder."""
 STOPPED = 75
 """Exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
@@ -108,10 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _stopping(arguments: Sequence[str]) -> contextlib.AbstractContextManager[None]:
     """Returns a context in which signals end a command, from its first moment to its last."""
-    if modules_in(arguments)[1][:1] not in ([name] for name in _GO_ON):
+    command = next(iter(modules_in(arguments)[1]), None)
+    if command not in (*_GO_ON, *_CONTINUE):
         return ending_at_once((signal.SIGINT,))
     # until the command knows its folder, what it did can be done again
-    return saying_what_goes_on(lambda: ("", arguments))
+    return saying_what_goes_on(lambda: ("", arguments if command in _GO_ON else ()))
 
 
 def _failed(error: BaseException, arguments: Sequence[str], options: Collection[str], whole: bool) -> int:

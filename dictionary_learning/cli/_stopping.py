@@ -23,7 +23,8 @@ def saying_what_goes_on(tell: Callable[[], tuple[str, Sequence[str]]]) -> Genera
     """Makes a signal inside a `with` block raise `Stopped` with the command that goes on.
 
     Args:
-        tell: Returns what is saved, as a sentence or "", and the words after `dictionary-learning`.
+        tell: Returns what is saved, as a sentence or "", and the words after `dictionary-learning`;
+            no words for the same ones.
 
     Raises:
         Stopped: A signal came, or a run has answered it.
@@ -38,7 +39,7 @@ def saying_what_goes_on(tell: Callable[[], tuple[str, Sequence[str]]]) -> Genera
         said = interrupt.said if isinstance(interrupt, Stopped) else "Interrupted."
         saved, words = tell()
         stopped = Stopped(" ".join(filter(None, (said, saved))))
-        stopped.command = ["dictionary-learning", *words]
+        stopped.command = ["dictionary-learning", *words] if words else ()
         raise stopped from error
 
 

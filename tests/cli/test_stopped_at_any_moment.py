@@ -123,6 +123,14 @@ def test_a_command_that_is_stopped_before_it_knows_its_options_is_given_again(na
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["cache", "contexts"])
+def test_a_command_that_continues_says_so_at_any_moment(name, number, monkeypatch, caplog):
+    monkeypatch.setattr("dictionary_learning.cli._run", lambda *_: signal.raise_signal(number))
+    assert main([name, "model", "text.jsonl"]) == STOPPED
+    assert caplog.messages[-1].endswith("The same command goes on.")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_until_a_module_is_imported(number, tmp_path, monkeypatch):
     """Some packages are not imported a second time in a process, and others take it for one that is missing."""
     name = f"module_with_signal_{number}"
