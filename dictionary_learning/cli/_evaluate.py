@@ -141,6 +141,7 @@ class Written(NamedTuple):
         """Prints the path of the page, or the main facts as JSON."""
         found = [
             {"name": entry.name, "site": entry.site, "folder": folder, "metrics": dict(entry.metrics)}
+            | ({"convention_metrics": dict(entry.convention_metrics)} if entry.convention_metrics else {})
             for entry, folder in zip(self.report.dictionaries, self.folders, strict=True)
         ]
         write_result({"report": self.page, "dictionaries": found}, [self.page])
@@ -151,6 +152,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.evaluation.reports._contents import remarks
+    from dictionary_learning.evaluation.reports._conventional import lines_of
     from dictionary_learning.loggers import read_history
     from dictionary_learning.models import shown_name
 
@@ -161,7 +163,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
         known = read_history(history, one.name) if history is not None and history.is_file() else []
         config = one.config.get("trainer", one.config.get("peer", {}))
         entries.append(dataclasses.replace(entry, config=config, history=known))
-    for line in _table(entries, saved):
+    for line in [*_table(entries, saved), *aligned(lines_of(report))]:
         logger.info("%s", line)
     for sentence in remarks(report):
         logger.info("%s", sentence)

@@ -58,5 +58,7 @@ def write_facts(value: Any, lines: Iterable[str]) -> None:
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns rows as lines, whose columns begin below one another."""
+    if not rows:
+        return []
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -287,6 +287,7 @@ def _show_report(save_dir: Path) -> None:
     report, page = json.loads((save_dir / _REPORT).read_text(encoding="utf-8")), str(save_dir / "report.html")
     found = [
         {"name": one["name"], "site": one["site"], "folder": str(save_dir / f"trainer_{n}"), "metrics": one["metrics"]}
+        | ({"convention_metrics": one["convention_metrics"]} if one.get("convention_metrics") else {})
         for n, one in enumerate(report["dictionaries"])
     ]
     write_result({"report": page, "dictionaries": found}, [page])

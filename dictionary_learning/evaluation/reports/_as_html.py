@@ -30,6 +30,7 @@ from dictionary_learning.evaluation.reports._contents import (
     together,
     token_groups,
 )
+from dictionary_learning.evaluation.reports._conventional import meanings_of, note_of, package_of, rows_of
 from dictionary_learning.evaluation.reports._downstream import downstream_tables
 from dictionary_learning.evaluation.reports._links import links
 from dictionary_learning.evaluation.reports._svg import Look, looks
@@ -84,6 +85,10 @@ def render_page(report: Mapping[str, Any]) -> str:
         baseline_labels=["CE original", *BASELINES.values()],
         definitions=defined(dictionaries),
         together=together(report),
+        package=package_of(report),
+        conventional=rows_of(report),
+        conventional_meanings=meanings_of(report),
+        conventional_note=note_of(report),
         downstream=downstream_tables(report),
         remarks=remarks(report),
         seconds=[(name, duration(s)) for name, s in seconds.items() if finite(s) is not None],

@@ -301,11 +301,9 @@ def all_metrics(dictionary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     others = {key: value for key, value in metrics.items() if key not in known}
     pairs += [(key, decimal(v) if isinstance(v, float) else anything(v)) for key, v in others.items()]
-    for suffix, key in ((" (all tokens)", "metrics_all_tokens"), (" (convention)", "convention_metrics")):
-        held = dictionary.get(key) or {}
-        labels = {k: known[k].label if k in known and key == "metrics_all_tokens" else k for k in held}
-        writes = {k: known[k].write if k in known else decimal for k in held}
-        pairs += [(f"{labels[k]}{suffix}", writes[k](v)) for k, v in held.items()]
+    for key, value in (dictionary.get("metrics_all_tokens") or {}).items():
+        label, write = (known[key].label, known[key].write) if key in known else (key, decimal)
+        pairs.append((f"{label} (all tokens)", write(value)))
     geometry = dictionary.get("geometry") or {}
     return pairs + [
         (k.replace("_", " "), decimal(v) if isinstance(v, float) else anything(v)) for k, v in geometry.items()
