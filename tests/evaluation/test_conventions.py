@@ -1,10 +1,10 @@
 """Figures of other packages, against their formulas written out token by token."""
 
-import html
 import math
 
 import pytest
 import torch
+from markupsafe import escape
 
 from dictionary_learning import AutoEncoderTopK, Candidate, EvaluationConfig, Site, evaluate_dictionaries, load_model
 from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
@@ -179,7 +179,7 @@ def test_every_form_of_a_report_shows_them_beside_ours_with_their_definitions(na
         assert f"As {PACKAGES[name]} computes them" in text
         for key, value in figures.items():
             meaning = DEFINED[name][key].meaning
-            meaning = meaning.replace("<x, x_hat>", "`<x, x_hat>`") if form == "markdown" else html.escape(meaning)
+            meaning = meaning.replace("<x, x_hat>", "`<x, x_hat>`") if form == "markdown" else str(escape(meaning))
             assert key in text and decimal(value) in text and meaning in text
     (head, line) = lines_of(report)
     assert head[0] == f"by {PACKAGES[name]}" and line[0] == "mine" and f"(ours {ours['l0']})" in line[1]

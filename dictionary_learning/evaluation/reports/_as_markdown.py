@@ -6,7 +6,9 @@ from typing import Any
 
 from dictionary_learning.evaluation.reports._contents import (
     BASELINES,
+    DASH,
     TOKEN_GROUP_COLUMNS,
+    TRAINING_COLUMNS,
     Entries,
     baselines,
     best_values,
@@ -20,6 +22,7 @@ from dictionary_learning.evaluation.reports._contents import (
     shown_columns,
     together,
     token_groups,
+    training_of,
 )
 from dictionary_learning.evaluation.reports._conventional import meanings_of, note_of, package_of, rows_of
 from dictionary_learning.evaluation.reports._downstream import downstream_tables
@@ -41,6 +44,10 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         if best_values(dictionaries):
             parts.append("Bold: the best value among the dictionaries of the same site, and all within its error.")
         parts += map(_line, remarks(report))
+    trained = [(d, training_of(d)) for d in dictionaries]
+    if any(set(cells[1:]) != {DASH} for _, cells in trained):
+        rows = [[_code(d["name"]), *map(_line, cells)] for d, cells in trained]
+        parts += ["## Training", _table(["dictionary", *TRAINING_COLUMNS], rows, n_left=1)]
     if package := package_of(report):
         rows = [[_code(r.dictionary), _code(r.key), _code(r.ours_name), r.theirs, r.ours] for r in rows_of(report)]
         parts += [f"## As {_line(package)} computes them", _line(note_of(report))]
