@@ -347,7 +347,8 @@ def rows_of(table, **further) -> list[Row]:
 
 def test_a_setting_of_one_value_stands_in_the_column_that_others_vary():
     sweep = SweepConfig(
-        methods={"top_k": {"k": [4, 8]}, "batch_top_k": {"k": 6}, "standard": {"lr": [1e-4, 3e-4]}}, grid={"dict_size": 64}
+        methods={"top_k": {"k": [4, 8]}, "batch_top_k": {"k": 6}, "standard": {"lr": [1e-4, 3e-4]}},
+        grid={"dict_size": 64},
     )
     rows = [
         Row(point.name, point.method, point.factors, "a", Path("s"), {"l0": 1.0, "fvu": 0.5}, {}, fixed=point.fixed)

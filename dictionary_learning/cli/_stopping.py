@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from dictionary_learning._run_folder import COMMAND
+from dictionary_learning._secrets import without_secrets
 from dictionary_learning._shell_words import option, place
 from dictionary_learning._stop_request import ending_at_once, interrupt_behind
 from dictionary_learning._what_is import checkpoint_steps, is_open
@@ -77,10 +78,19 @@ def resuming(folder: str | os.PathLike[str], start: Sequence[str] = ("--resume",
     return [*(COMMAND.get() or ()), "--save-dir", place(folder), *start]
 
 
-def evaluating(folder: str | os.PathLike[str], arguments: "TrainArguments") -> list[str]:
-    """Returns the words that evaluate the dictionaries of a run as it would have done, in its folder."""
+def evaluating(
+    folder: str | os.PathLike[str], arguments: "TrainArguments", elsewhere: Sequence[Path] = ()
+) -> list[str]:
+    """Returns the words that evaluate the dictionaries of a run as it would have done, in its folder.
+
+    Args:
+        folder: The folder of the run.
+        arguments: Its options.
+        elsewhere: The places of all its dictionaries, where the folder has not all of them.
+    """
     words = _differing(arguments, options_of_evaluations())
-    return [*_reading("evaluate", folder, arguments), *words, "--save-dir", place(folder)]
+    read = _reading("evaluate", elsewhere or (folder,), arguments)
+    return [*read, *words, *([] if elsewhere else ["--save-dir", place(folder)])]
 
 
 def options_of_evaluations() -> list[str]:
@@ -91,17 +101,19 @@ def options_of_evaluations() -> list[str]:
     from dictionary_learning.cli._train_options import TrainArguments
 
     names = [[field.name for field in dataclasses.fields(one)] for one in (EvaluateArguments, TrainArguments)]
-    elsewhere = {field.name for one in (ModelArguments, TextReading, ContextReading) for field in dataclasses.fields(one)}
+    elsewhere = {
+        field.name for one in (ModelArguments, TextReading, ContextReading) for field in dataclasses.fields(one)
+    }
     elsewhere |= {"model", "data", "sites", "save_dir", "ctx_len", *EvaluateArguments.aliases.values()}
     return [*EvaluateArguments.aliases, *(name for name in names[0] if name in names[1] and name not in elsewhere)]
 
 
 def showing(folder: Path, arguments: "TrainArguments") -> list[str]:
     """Returns the words that write pages of the latents of a run."""
-    return [*_reading("dashboard", folder, arguments), "--save-dir", place(folder / "latents")]
+    return [*_reading("dashboard", (folder,), arguments), "--save-dir", place(folder / "latents")]
 
 
-def _reading(command: str, folder: str | os.PathLike[str], arguments: "TrainArguments") -> list[str]:
+def _reading(command: str, places: Sequence[str | os.PathLike[str]], arguments: "TrainArguments") -> list[str]:
     """Returns the words of a command that reads the model and the held-out text of a run.
 
     Both are in the files of its dictionaries; said again is what is not read by these alone.
@@ -111,25 +123,36 @@ def _reading(command: str, folder: str | os.PathLike[str], arguments: "TrainArgu
     from dictionary_learning.cli._trust import said_again
 
     imported = [word for module in modules_in(COMMAND.get() or ())[0] for word in option(IMPORT, module)]
-    words = [*imported, command, place(folder)]
+    words = [*imported, command, *map(place, places)]
     if arguments.model is None:  # activations tell nothing of both
         return words
-    text = TrainedText(arguments.data, reading_of(arguments.to_dict()), arguments.held_out_every)
+    told = {name: _without_secrets(value) for name, value in arguments.to_dict().items()}
+    text = TrainedText(told["data"], reading_of(told), arguments.held_out_every)
     of_models = [field.name for field in dataclasses.fields(ModelArguments)]
-    return [*words, *said_again(arguments.model, text), *_differing(arguments, of_models)]
+    return [*words, *said_again(told["model"], text), *_differing(arguments, of_models)]
 
 
 def _differing(arguments: "TrainArguments", names: Iterable[str]) -> list[str]:
     """Returns the options whose values are not what `evaluate` takes by default."""
     from dictionary_learning.cli._evaluate import EvaluateArguments
 
-    defaults, aliases = {field.name: field.default for field in dataclasses.fields(EvaluateArguments)}, EvaluateArguments.aliases
+    defaults, aliases = (
+        {field.name: field.default for field in dataclasses.fields(EvaluateArguments)},
+        EvaluateArguments.aliases,
+    )
     values = {name: getattr(arguments, name) for name in names}
     told = {n: v for n, v in values.items() if v is not None and v != defaults[aliases.get(n, n)]}
     return [word for name, value in told.items() for word in option(option_of(name), *_words(value))]
 
 
 def _words(value: Any) -> list[str]:
-    if isinstance(value, tuple):
-        return [str(one) for one in cast("tuple[Any, ...]", value)]
-    return [str(value).lower() if isinstance(value, bool) else str(value)]
+    found: Any = _without_secrets(value)
+    if isinstance(found, list):
+        return [str(one) for one in cast("list[Any]", found)]
+    return [str(found).lower() if isinstance(found, bool) else str(found)]
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(one) for one in cast("Sequence[Any]", value)]
+    return without_secrets(value) if isinstance(value, str) else value

@@ -147,8 +147,8 @@ def _parser_of_methods(values: dict[str, Any], choice: Parser, named: Mapping[st
     return parser
 
 
-def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
-    """Runs the command."""
+def run(namespace: argparse.Namespace, method: Method | Methods) -> int:
+    """Runs the command; returns its exit status."""
     from dictionary_learning.parallel import on_first, only_first_talks, refuse_several, start
 
     arguments = sized(read_config(namespace, TrainArguments))
@@ -160,8 +160,7 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
     folder = Path(world.share(folder))  # a new one has the time in its name
     if arguments.dry_run:
-        _train(arguments, folder, method, configs, namespace.given)
-        return
+        return _train(arguments, folder, method, configs, namespace.given)
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_first_talks(world))
         before = stamp_of(folder)
@@ -173,7 +172,7 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
         token = OPTIONS.set(text_of_run_file("train", method.described(given)))
         stack.callback(OPTIONS.reset, token)
         arguments = saying(arguments.replace(save_dir=str(folder)), namespace.given)
-        _train(arguments, folder, method, configs, namespace.given)
+        return _train(arguments, folder, method, configs, namespace.given)
 
 
 def _kept(namespace: argparse.Namespace, arguments: TrainArguments) -> list[str]:
@@ -189,8 +188,12 @@ def _train(
     method: Method | Methods,
     configs: "Sequence[OptimizationConfig]",
     given: Collection[str],
-) -> None:
-    """Trains, evaluates and reports, or shows the plan; a recipe adapts what was not given."""
+) -> int:
+    """Trains, evaluates and reports, or shows the plan; a recipe adapts what was not given.
+
+    Returns:
+        The exit status: that of an error where a dictionary could not be saved in the folder.
+    """
     import torch
 
     from dictionary_learning import parallel
@@ -198,6 +201,7 @@ def _train(
     from dictionary_learning._hardware import as_device
     from dictionary_learning._provenance import read_run
     from dictionary_learning._run_output import plan_of
+    from dictionary_learning.cli._candidates import places_of
     from dictionary_learning.cli._dry_run import show_plan
     from dictionary_learning.loggers import TensorBoardLogger
     from dictionary_learning.training import trainSAE
@@ -226,7 +230,7 @@ def _train(
             model = model or arguments.load(arguments.model)
             options |= {"model": model, "evaluations": evaluations(arguments, source, steps)}
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
-        return
+        return 0
     # a report of a run that is overwritten is none of this one
     reported = _step_of_report(save_dir) if arguments.resume or arguments.resume_from else None
     if world.is_first:
@@ -250,7 +254,10 @@ def _train(
         **arguments.options(*_OF_TRAINING),
     )
     if not world.is_first:
-        return
+        return 0
+    places = places_of(save_dir, dictionaries)
+    status = _say_what_is_elsewhere(save_dir, places)
+    elsewhere = [place for place in places if place is not None] if status else []
     source.close()  # returns the memory of the rows before the evaluation needs it
     if save_dir.parent == Path(_RUNS):
         point_latest_at(save_dir)
@@ -258,12 +265,12 @@ def _train(
     if reported is not None and reported == read_run(save_dir)["volatile"]["sessions"][-1]["last_step"]:
         logger.info(_NOTHING_NEW, save_dir / _REPORT, shown_command(evaluating(save_dir, arguments)))
         _show_report(save_dir)
-        return
+        return status
     if text is None or arguments.model is None:
-        words = evaluating(save_dir, arguments.replace(model=None))
+        words = evaluating(save_dir, arguments.replace(model=None), elsewhere)
         asked = shown_command([*words, "--model", "MODEL", "--data", "DATA"])
         logger.info("Trained in %.0f s. Evaluate with: %s", end - loaded, asked)
-        return
+        return status
     told = "" if "n_eval_tokens" in given else " (--n-eval-tokens says another number)"
     on = f"{counted(arguments.n_eval_tokens or 0, 'token')}{told} of {text[1].name}"
     logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, on)
@@ -274,12 +281,26 @@ def _train(
     except Exception as error:  # what was trained is saved, and no failure of a run
         if interrupt_behind(error):
             raise
-        command = shown_command(evaluating(save_dir, arguments))
-        again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {command}"
+        there = " and ".join(f"'{place}'" for place in elsewhere or ([] if status else [save_dir]))
+        command = shown_command(evaluating(save_dir, arguments, elsewhere))
+        again = f"The dictionaries are saved in {there}. Evaluate them with: {command}" if there else ""
         logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
-        return
+        return status
     written.show()
-    logger.info("Pages of their latents: %s", shown_command(showing(save_dir, arguments)))
+    if not status:
+        logger.info("Pages of their latents: %s", shown_command(showing(save_dir, arguments)))
+    return status
+
+
+def _say_what_is_elsewhere(save_dir: Path, places: "Sequence[Path | None]") -> int:
+    """Says which dictionaries are not in the folder; returns the exit status."""
+    own = [save_dir / f"trainer_{number}" for number in range(len(places))]
+    moved = {one.name: place for one, place in zip(own, places, strict=True) if place != one}
+    if moved:
+        where = {name: f"in '{place}'" if place else "nowhere" for name, place in moved.items()}
+        told = "; ".join(f"{name} is {there}" for name, there in where.items())
+        logger.error("Not all dictionaries are in '%s': %s. Make room, and move them there.", save_dir, told)
+    return 2 if moved else 0
 
 
 def _show_report(save_dir: Path) -> None:

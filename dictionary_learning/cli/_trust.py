@@ -45,9 +45,7 @@ def said_again(model: str | None, text: TrainedText | None) -> list[str]:
     return [word for name in untrusted(model, text) for word in option(name, *values[name])]
 
 
-def load_trusted(
-    places: Sequence[str], model: str | None, asked: Any, model_option: str = "--model"
-) -> "list[Saved]":
+def load_trusted(places: Sequence[str], model: str | None, asked: Any, model_option: str = "--model") -> "list[Saved]":
     """Returns the dictionaries at places whose files name no model and no text of a stranger's choice.
 
     Args:

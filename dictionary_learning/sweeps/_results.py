@@ -102,7 +102,9 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
             elif len(measured) == 1 and key in measured[0].errors:
                 errors[key] = measured[0].errors[key]
         factors = {key: value for key, value in first.factors.items() if key != SEED}
-        found.append(Summary(first.method, factors, first.site, len(measured), means, errors, first.missing, first.fixed))
+        found.append(
+            Summary(first.method, factors, first.site, len(measured), means, errors, first.missing, first.fixed)
+        )
     return found
 
 

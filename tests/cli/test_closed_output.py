@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+import shlex
 import sys
 
 import pytest
 
+from dictionary_learning import _saving
 from dictionary_learning.cli import main
 from dictionary_learning.cli._output import write_line
 from tests.cli.test_cli import folder, train  # noqa: F401  (a fixture)
@@ -69,3 +71,37 @@ def test_a_pipe_that_breaks_elsewhere_is_an_error(monkeypatch, caplog):
 
     monkeypatch.setattr("dictionary_learning.cli._run", run)
     assert main(["info"]) == 2 and "connection" in caplog.text
+
+
+@pytest.mark.parametrize("room", ["beside", "nowhere"])
+def test_what_a_full_disk_has_no_room_for_is_said_to_be_where_it_is(folder, tmp_path, caplog, monkeypatch, room):  # noqa: F811
+    """Every line names the place, the command that evaluates can be run, and the status is that of an error."""
+    caplog.set_level(logging.INFO)
+    run, save = tmp_path / "full" / "run", _saving._save
+
+    def fails(dictionary, place, *further):
+        if str(place).startswith(str(run)):
+            raise OSError("No space left on device")
+        return save(dictionary, place, *further)
+
+    def no_room(*_, **__):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_saving, "_save", fails)
+        patch.setattr("dictionary_learning.evaluation.reports.write_report", no_room)
+        if room == "nowhere":
+            patch.setattr(_saving.tempfile, "mkdtemp", no_room)
+        assert train(folder, "--layers", "1", "--k", "2", "--save-dir", str(run)) == 2
+    places = [str(place / "trainer_0") for place in run.parent.glob("run-*")]
+    assert len(places) == (room == "beside")
+    last = caplog.messages[-1]
+    assert f"'{run}'" not in last and "Saved" not in caplog.text
+    assert (
+        f"Not all dictionaries are in '{run}': trainer_0 is {f'in {places[0]!r}' if places else 'nowhere'}"
+        in caplog.text
+    )
+    if places:
+        words = shlex.split(last.rpartition("dictionary-learning ")[2])
+        assert words[:2] == ["evaluate", places[0]]
+        assert main([*words, "--save-dir", str(tmp_path / "report")]) == 0

@@ -166,7 +166,9 @@ def test_commands_of_grids_in_a_folder_with_a_dash_can_be_run(folder, tmp_path, 
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(told))
     words = [name, *(["synthetic"] if name == "benchmark" else []), "grid.yaml", "--save-dir=-grid"]
     with monkeypatch.context() as patch:
-        patch.setattr(f"dictionary_learning.sweeps.{'run_sweep' if name == 'sweep' else 'benchmark_synthetic'}", signaled)
+        patch.setattr(
+            f"dictionary_learning.sweeps.{'run_sweep' if name == 'sweep' else 'benchmark_synthetic'}", signaled
+        )
         assert main(words) == STOPPED
     (going_on,) = commands_in(caplog.records[-1].getMessage())
     assert main(going_on) == 0

@@ -134,7 +134,9 @@ def test_a_command_that_continues_says_so_at_any_moment(name, number, monkeypatc
 def test_a_signal_waits_until_a_module_is_imported(number, tmp_path, monkeypatch):
     """Some packages are not imported a second time in a process, and others take it for one that is missing."""
     name = f"module_with_signal_{number}"
-    body = f"import signal\ntry:\n    signal.raise_signal({int(number)})\nexcept BaseException:\n    pass\nwhole = True\n"
+    body = (
+        f"import signal\ntry:\n    signal.raise_signal({int(number)})\nexcept BaseException:\n    pass\nwhole = True\n"
+    )
     (tmp_path / f"{name}.py").write_text(body)
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(KeyboardInterrupt), ending_at_once():

@@ -390,9 +390,12 @@ def test_metadata_say_how_the_run_read_its_text(places, tmp_path, prepend_bos):
     sae.save_model(tmp_path / "saved")
     convert(run / "trainer_0", tmp_path / "own", to="own")
     convert(tmp_path / "own", tmp_path / "again", to="sae_lens")
-    for place in (None, run / "trainer_0", run / "trainer_0" / "checkpoints" / "step_4", *(
-        tmp_path / name for name in ("saved", "own", "again")
-    )):
+    for place in (
+        None,
+        run / "trainer_0",
+        run / "trainer_0" / "checkpoints" / "step_4",
+        *(tmp_path / name for name in ("saved", "own", "again")),
+    ):
         found = sae if place is None else SAE.load_from_disk(place)
         assert {name: found.cfg.metadata[name] for name in OF_METADATA} == {
             name: getattr(cfg, name) for name in OF_METADATA

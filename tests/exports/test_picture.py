@@ -125,6 +125,8 @@ def test_a_text_is_as_wide_as_its_place(letter):
         renderer = FigureCanvasAgg(figure).get_renderer()
         font = example_font()
         for n in (1, 7, _COLUMNS // 2, _COLUMNS):
-            wide = figure.text(0, 0.5, letter * n, fontproperties=font, parse_math=False).get_window_extent(renderer).width
+            wide = (
+                figure.text(0, 0.5, letter * n, fontproperties=font, parse_math=False).get_window_extent(renderer).width
+            )
             assert wide == pytest.approx(n * _STEP * _DPI, abs=1)
     assert 0.95 + _COLUMNS * _STEP < _WIDTH

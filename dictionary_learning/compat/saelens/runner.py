@@ -128,7 +128,6 @@ class LanguageModelSAETrainingRunner:
             parallel.on_first(self.world, lambda: sae.save_model(cfg.output_path))
         return sae
 
-
     def _record(self) -> dict[str, Any]:
         """Returns what the files of the run say of its config."""
         fields = {name: value for name, value in _plain(self.cfg).items() if name not in self._unsaid}

@@ -177,7 +177,9 @@ def _figures(
     weights = once_and_resampled(split.n_test, config.n_resamples, seed)
     found: list[_Figures] = []
     if "majority" in config.baselines:
-        found.append(_Figures("majority class", "majority", None, _majority(split, weights), split.n_test, split.n_least))
+        found.append(
+            _Figures("majority class", "majority", None, _majority(split, weights), split.n_test, split.n_least)
+        )
     for reads in pooled.inputs:
         x = pooled.inputs[reads].double().numpy()
         at = "" if len(pooled.inputs) == 1 else f" at {', '.join(map(str, reads))}"
@@ -229,7 +231,9 @@ def _at_ks(
                 chosen[number][problem.name] = order[:k].tolist()
             for key, value in _probe(part, problem, split, config, weights).items():
                 sums[number][key] = sums[number].get(key, 0) + value / len(split.problems)
-    found = [_Figures(name, role, k, values, split.n_test, split.n_least) for k, values in zip(wanted, sums, strict=True)]
+    found = [
+        _Figures(name, role, k, values, split.n_test, split.n_least) for k, values in zip(wanted, sums, strict=True)
+    ]
     for one, latents in zip(found, chosen, strict=True):
         one.latents = latents if role == "dictionary" and one.k is not None and one.k <= _FEW else None
     return found

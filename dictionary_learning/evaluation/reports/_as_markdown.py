@@ -105,7 +105,9 @@ def _definitions(dictionaries: Entries) -> str:
     lines = []
     for metric in defined(dictionaries):
         better = "" if metric.better == "neither" else f"; {metric.better} is better"
-        lines.append(f"- **{metric.label}** (`{metric.key}`): {_meaning(metric.meaning)}. Range: {metric.span}{better}.")
+        lines.append(
+            f"- **{metric.label}** (`{metric.key}`): {_meaning(metric.meaning)}. Range: {metric.span}{better}."
+        )
     return "\n".join(lines)
 
 

@@ -108,7 +108,10 @@ def error_of(dictionary: Mapping[str, Any], column: "Shown") -> str:
 
 def plus_minus(error: Mapping[str, Any] | None, write: Callable[[Any], str] = decimal) -> str:
     """Returns a standard error as it stands after its figure, of a share its interval; nothing where it is 0."""
-    spread, ends = finite((error or {}).get("standard_error")), [finite((error or {}).get(end)) for end in ("low", "high")]
+    spread, ends = (
+        finite((error or {}).get("standard_error")),
+        [finite((error or {}).get(end)) for end in ("low", "high")],
+    )
     if not spread:
         return ""
     if write is percent and None not in ends:
@@ -270,7 +273,12 @@ def training_of(dictionary: Mapping[str, Any]) -> list[str]:
     """Returns the cells of `TRAINING_COLUMNS`; all of them a dash where nothing is known."""
     config, history = dictionary.get("config") or {}, dictionary.get("history") or [{}]
     k, last = dictionary.get("k") if config.get("k") is None else config["k"], history[-1]
-    return [anything(k), count(last.get("step")), count(last.get("tokens")), *(anything(config.get(n)) for n in ("lr", "seed"))]
+    return [
+        anything(k),
+        count(last.get("step")),
+        count(last.get("tokens")),
+        *(anything(config.get(n)) for n in ("lr", "seed")),
+    ]
 
 
 def baselines(report: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:

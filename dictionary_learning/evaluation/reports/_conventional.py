@@ -36,9 +36,13 @@ _OF_BOTH = {
     "ce_loss_without_sae": Defined("ce_clean", "cross-entropy of the model, nats per token whose input counts"),
     "ce_loss_with_sae": Defined("ce_reconstructed", "the same with x_hat spliced in"),
     "ce_loss_with_ablation": Defined("ce_zero", "the same with zero at every position"),
-    "kl_div_with_sae": Defined("kl", "KL divergence from the model's predictions with x_hat spliced in, nats per token"),
+    "kl_div_with_sae": Defined(
+        "kl", "KL divergence from the model's predictions with x_hat spliced in, nats per token"
+    ),
     "kl_div_with_ablation": Defined("kl_zero", "the same with zero at every position"),
-    "ce_loss_score": Defined("ce_recovered_zero", "share of the cross-entropy that zero ablation costs and x_hat does not"),
+    "ce_loss_score": Defined(
+        "ce_recovered_zero", "share of the cross-entropy that zero ablation costs and x_hat does not"
+    ),
     "kl_div_score": Defined("kl_recovered_zero", "1 - KL with x_hat / KL with zero ablation"),
 }
 DEFINED: Mapping[str, Mapping[str, Defined]] = {
@@ -135,6 +139,8 @@ def note_of(report: Mapping[str, Any]) -> str:
 
 def _ours(report: Mapping[str, Any], dictionary: Mapping[str, Any]) -> dict[str, Any]:
     """Returns our figures of a dictionary, with those of the model at its site."""
-    sites: Sequence[Any] = [found for site, found in (report.get("ablation") or {}).items() if site == dictionary["site"]]
+    sites: Sequence[Any] = [
+        found for site, found in (report.get("ablation") or {}).items() if site == dictionary["site"]
+    ]
     ablated = {key: value for key, value in (sites[0] if sites else {}).items() if finite(value) is not None}
     return {"ce_clean": report.get("ce_clean"), **ablated, **dictionary["metrics"]}
