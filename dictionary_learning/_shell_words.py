@@ -17,6 +17,6 @@ def place(path: str | os.PathLike[str]) -> str:
 
 
 def option(name: str, *values: object) -> list[str]:
-    """Returns an option with its values, the first of which may begin with a dash if it stands alone."""
+    """Returns an option with its values; one that stands alone may begin with a dash."""
     words = [str(value) for value in values]
     return [f"{name}={words[0]}"] if len(words) == 1 and words[0].startswith("-") else [name, *words]

@@ -23,9 +23,9 @@ _IMPORTS = "<frozen importlib._bootstrap>"
 
 @contextlib.contextmanager
 def ending_at_once(numbers: Collection[int] = (signal.SIGINT, signal.SIGTERM)) -> Generator[None]:
-    """Makes SIGTERM raise `Stopped` inside a `with` block, and Ctrl-C KeyboardInterrupt, at a moment that keeps them.
+    """Makes SIGTERM raise `Stopped` inside a `with` block, and Ctrl-C KeyboardInterrupt.
 
-    Where they would be lost they come a little later. A Ctrl-C that the process ignores, or that is
+    Where these would be lost they come a little later. A Ctrl-C that the process ignores, or that is
     handled otherwise, stays so.
 
     Args:

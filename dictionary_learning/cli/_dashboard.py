@@ -14,8 +14,8 @@ from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from dictionary_learning.data import Source
     from dictionary_learning.dashboards import DictionaryPage
+    from dictionary_learning.data import Source
     from dictionary_learning.evaluation import Candidate
     from dictionary_learning.interop._saved import Saved
     from dictionary_learning.interpretation import ContextStore

@@ -130,7 +130,7 @@ class ExportArguments(ModelArguments):
         if self.to in _OF_CONTEXTS and not is_store and own_folders(str(source)):
             collect = shown_command(["contexts", place(self.source), "--save-dir", "store"])
             raise ConfigError(
-                f"Got --to {self.to} with '{self.source}', which holds dictionaries. It is written from the contexts of "
+                f"Got --to {self.to} with '{self.source}', which holds dictionaries. It is written from contexts of "
                 f"their latents: collect them with '{collect}', and give that folder. Dictionaries are written as "
                 f"{', '.join(_OF_WEIGHTS)}."
             )
@@ -266,7 +266,7 @@ class ExportArguments(ModelArguments):
             example = {"--model-id": "gpt2-small", "--layer": "6", "--source-set": "res-mine"}
             words = " ".join(f"{name} {example[name]}" for name in missing)
             raise ConfigError(
-                f"Neuronpedia has a place for each latent: the model, the layer, and a name for your dictionaries. Give "
+                f"Neuronpedia has a place for each latent: the model, the layer, and a name for the set. Give "
                 f"{' and '.join(missing)}, as {words}."
             )
         return {"model_id": self.model_id, "layer": layer, "source_set": self.source_set}

@@ -13,7 +13,7 @@ as_json: contextvars.ContextVar[bool] = contextvars.ContextVar("as_json", defaul
 
 
 def write_line(text: str) -> None:
-    """Writes a line of a result to standard output; nothing where its reader, as `head`, has left."""
+    """Writes a line of a result to standard output, unless its reader has left, as `head` does."""
     with _until_its_reader_leaves():
         sys.stdout.write(f"{text}\n")
 
@@ -26,7 +26,7 @@ def flush_results() -> None:
 
 @contextlib.contextmanager
 def _until_its_reader_leaves() -> Generator[None]:
-    """Makes a closed pipe of standard output an end of writing, and no failure of what a command does."""
+    """Makes a closed pipe of standard output end the writing, and not what a command does."""
     try:
         yield
     except BrokenPipeError:

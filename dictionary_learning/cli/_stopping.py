@@ -81,7 +81,7 @@ def resuming(folder: str | os.PathLike[str], start: Sequence[str] = ("--resume",
 def evaluating(
     folder: str | os.PathLike[str], arguments: "TrainArguments", elsewhere: Sequence[Path] = ()
 ) -> list[str]:
-    """Returns the words that evaluate the dictionaries of a run as it would have done, in its folder.
+    """Returns the words that evaluate the dictionaries of a run, as it would have done.
 
     Args:
         folder: The folder of the run.

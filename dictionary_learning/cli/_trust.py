@@ -1,4 +1,4 @@
-"""What files name and may be a stranger's choice: refused all at once, before work, or said again."""
+"""What files name, and may be a stranger's choice: refused at once, or said again."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ def said_again(model: str | None, text: TrainedText | None) -> list[str]:
 
 
 def load_trusted(places: Sequence[str], model: str | None, asked: Any, model_option: str = "--model") -> "list[Saved]":
-    """Returns the dictionaries at places whose files name no model and no text of a stranger's choice.
+    """Returns dictionaries whose files name no model and no text of a stranger's choice.
 
     Args:
         places: Folders of dictionaries or of runs, and repositories.

@@ -79,7 +79,7 @@ def error_bar(resampled: Float[Tensor, "resamples"], n_groups: int, name: str = 
 
 
 def wilson_bar(share: float, n: float) -> ErrorBar:
-    """Returns the spread of a share of n things where resamples tell none: of all, of none, or of too few.
+    """Returns the spread of a share of n things where resamples tell none.
 
     The ends are Wilson's (1927), which are within 0 and 1, and apart for a share of 1.
     """

@@ -133,7 +133,7 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_run(info: DictionaryInfo) -> dict[str, Any]:
-    """Returns the metadata that the record of a dictionary's training has: as given, or as it read the text."""
+    """Returns the metadata in the record of a training: as given, or as it read the text."""
     config = info.config
     run, buffer = (part if isinstance(part := config.get(name), Mapping) else {} for name in ("run", "buffer"))
     rule: Any = buffer.get("filter")

@@ -34,7 +34,7 @@ class Point(NamedTuple):
 
 
 def with_fixed(points: Iterable[Point]) -> list[Point]:
-    """Returns points that know the one value that they have of settings which other methods vary."""
+    """Returns points that know their one value of settings which other methods vary."""
     found = list(points)
     varied = list(dict.fromkeys(key for point in found for key in point.factors))
     known = [{key: getattr(point.config, key, None) for key in varied if key not in point.factors} for point in found]

@@ -22,7 +22,6 @@ from dictionary_learning.cli._parser import option_of, without
 from dictionary_learning.cli._stopping import evaluating, options_of_evaluations, showing
 from dictionary_learning.cli._train_options import TrainArguments, sized
 from dictionary_learning.config import field_types
-from tests import tiny
 from tests.cli.test_cli import arguments, folder  # noqa: F401  (a fixture)
 
 OF_MODELS = [field.name for field in dataclasses.fields(ModelArguments)]

@@ -13,12 +13,12 @@ from dictionary_learning.compat.sae_training.config import LanguageModelSAERunne
 from dictionary_learning.compat.sae_training.lm_runner import language_model_sae_runner
 from dictionary_learning.compat.sae_training.utils import LMSparseAutoencoderSessionloader
 from dictionary_learning.compat.saelens import (
+    SAE,
     AbsTopKTrainingSAEConfig,
     BatchTopKTrainingSAEConfig,
     GatedTrainingSAEConfig,
     JumpReLUTrainingSAEConfig,
     LanguageModelSAERunnerConfig,
-    SAE,
     LoggingConfig,
     MatchingPursuitTrainingSAEConfig,
     MatryoshkaBatchTopKTrainingSAEConfig,

@@ -83,8 +83,8 @@ def few_texts(name: object, n_test: float) -> str:
     if n_test >= FEW_TEXTS:
         return ""
     return (
-        f"Task '{name}' is tested on {n_test:.0f} texts, a quarter of them all: figures of so few say little, and an AUC "
-        f"of 1 may be chance. Label at least {FEW_TEXTS * 4} texts."
+        f"Task '{name}' is tested on {n_test:.0f} texts, a quarter of them all: figures of so few say little, and an "
+        f"AUC of 1 may be chance. Label at least {FEW_TEXTS * 4} texts."
     )
 
 

@@ -107,7 +107,7 @@ def error_of(dictionary: Mapping[str, Any], column: "Shown") -> str:
 
 
 def plus_minus(error: Mapping[str, Any] | None, write: Callable[[Any], str] = decimal) -> str:
-    """Returns a standard error as it stands after its figure, of a share its interval; nothing where it is 0."""
+    """Returns what stands after a figure: its standard error, or of a share its interval."""
     spread, ends = (
         finite((error or {}).get("standard_error")),
         [finite((error or {}).get(end)) for end in ("low", "high")],

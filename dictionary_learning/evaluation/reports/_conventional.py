@@ -120,7 +120,7 @@ def meanings_of(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def lines_of(report: Mapping[str, Any]) -> list[list[str]]:
-    """Returns a table for the shell: a line for each dictionary, with the main figures and ours after them."""
+    """Returns a table for the shell: the main figures of each dictionary, with ours after them."""
     rows = rows_of(report)
     shown = [key for key in _MAIN if any(row.key == key for row in rows)]
     names = list(dict.fromkeys(row.dictionary for row in rows))
