@@ -147,8 +147,8 @@ def _parser_of_methods(values: dict[str, Any], choice: Parser, named: Mapping[st
     return parser
 
 
-def run(namespace: argparse.Namespace, method: Method | Methods) -> int:
-    """Runs the command; returns its exit status."""
+def run(namespace: argparse.Namespace, method: Method | Methods) -> int | None:
+    """Runs the command; returns its exit status, where that is not 0."""
     from dictionary_learning.parallel import on_first, only_first_talks, refuse_several, start
 
     arguments = sized(read_config(namespace, TrainArguments))
@@ -188,7 +188,7 @@ def _train(
     method: Method | Methods,
     configs: "Sequence[OptimizationConfig]",
     given: Collection[str],
-) -> int:
+) -> int | None:
     """Trains, evaluates and reports, or shows the plan; a recipe adapts what was not given.
 
     Returns:
