@@ -25,8 +25,8 @@ _IMPORTS = "<frozen importlib._bootstrap>"
 def ending_at_once(numbers: Collection[int] = (signal.SIGINT, signal.SIGTERM)) -> Generator[None]:
     """Makes SIGTERM raise `Stopped` inside a `with` block, and Ctrl-C KeyboardInterrupt.
 
-    Where these would be lost they come a little later. A Ctrl-C that the process ignores, or that is
-    handled otherwise, stays so.
+    Where these would be lost they come a little later. A Ctrl-C that the process ignores, or that
+    is handled otherwise, stays so.
 
     Args:
         numbers: The signals.

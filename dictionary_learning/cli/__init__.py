@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     level = logging.WARNING if QUIET in given else logging.INFO
     logging.getLogger("dictionary_learning").setLevel(level)
-    for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
+    for noisy in ("httpx", "datasets", "transformers", "gguf"):  # one line for each request and file
         logging.getLogger(noisy).setLevel(logging.WARNING)
     token, style = COMMAND.set(tuple(without(arguments, _OF_THE_START))), as_json.set(JSON in given)
     options: set[str] = set()

@@ -281,7 +281,7 @@ def _changed(base: DictionaryReport, other: DictionaryReport) -> dict[str, tuple
 
 
 def _other_sparsity(entries: Sequence[tuple[Report, int]]) -> list[str]:
-    """Returns a sentence on dictionaries that use another number of latents than their reference."""
+    """Returns a sentence on dictionaries that use more or fewer latents than their reference."""
     names, told = _names(entries), list[str]()
     for pair in _pairs(entries):
         one, base = (entries[n][0].dictionaries[entries[n][1]].metrics.get("l0", 0.0) for n in pair)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 from typing import get_args
 
 import pytest
@@ -139,13 +140,15 @@ def test_names_of_a_graph_are_checked_before_it_is_computed(place, tmp_path, mon
     assert message in caplog.records[-1].getMessage()
 
 
-def test_control_vector(place, tmp_path, capsys):
+def test_control_vector(place, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
     gguf = pytest.importorskip("gguf")
     path = export(capsys, place / "mine", tmp_path, "--to", "control-vector", "--strengths", "5:2", "7:-0.5")
     (tensor,) = gguf.GGUFReader(path).tensors
     rows = dl.load_dictionary(place / "mine").W_dec
     assert tensor.name == "direction.1"
     assert torch.allclose(torch.tensor(tensor.data), 2 * rows[5] - 0.5 * rows[7], atol=1e-6)
+    assert not [one for one in caplog.records if one.name.startswith("gguf")]  # of a temporary name
 
 
 @pytest.mark.parametrize(

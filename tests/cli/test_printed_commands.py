@@ -14,6 +14,7 @@ import yaml
 import dictionary_learning.evaluation as evaluation
 from dictionary_learning._run_folder import COMMAND
 from dictionary_learning._shell_words import option, place, shown_command
+from dictionary_learning._what_is import what_is
 from dictionary_learning.cli import STOPPED, build_parser, main
 from dictionary_learning.cli._arguments import read_config
 from dictionary_learning.cli._evaluate import EvaluateArguments
@@ -101,6 +102,19 @@ def test_words_that_begin_with_a_dash_are_no_options():
         "--ablations", "zero", "mean",
     ]  # fmt: skip
     assert shown_command(["info", "a b"]) == "dictionary-learning info 'a b'"
+
+
+def test_what_an_unfinished_folder_goes_on_with_can_be_run_in_a_folder_with_a_dash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("-run", ["train", "m", "d"]), ("-grid", ["sweep", "grid.yaml"])):
+        place = tmp_path / name
+        place.mkdir()
+        run = place if words[0] == "train" else place / "group_0"
+        run.mkdir(exist_ok=True)
+        (run / "run.json").write_text(json.dumps({"command": words, "run": {"steps": 9}}))
+        if words[0] == "sweep":
+            (place / "sweep.json").write_text(json.dumps({"groups": [["a"]]}))
+        assert f"dictionary-learning {' '.join(words)} --save-dir ./{name} --resume" in what_is(name)
 
 
 def signaled(*_, **__):
