@@ -54,7 +54,7 @@ def what_goes_on(arguments: "TrainArguments", folder: Path, before: int | None) 
     """
     has_begun = stamp_of(folder) not in (None, before)
     if has_begun and not is_open(folder):
-        return f"The dictionaries are saved in '{folder}'.", evaluating(folder, arguments)
+        return f"The dictionaries are saved in '{folder}'.", finishing(folder, arguments)
     if not (has_begun and checkpoint_steps(folder)):  # what is there is of another run
         if arguments.overwrite:
             return "", resuming(folder, ["--overwrite"])
@@ -78,10 +78,19 @@ def resuming(folder: str | os.PathLike[str], start: Sequence[str] = ("--resume",
     return [*(COMMAND.get() or ()), "--save-dir", place(folder), *start]
 
 
+def finishing(folder: str | os.PathLike[str], arguments: "TrainArguments", elsewhere: Sequence[Path] = ()) -> list[str]:
+    """Returns the words that give a run that has trained the report that it lacks.
+
+    Files of other packages say neither text nor model: there the run itself goes on.
+    """
+    is_own = arguments.save_format == "own" or elsewhere
+    return evaluating(folder, arguments, elsewhere) if is_own else resuming(folder)
+
+
 def evaluating(
     folder: str | os.PathLike[str], arguments: "TrainArguments", elsewhere: Sequence[Path] = ()
 ) -> list[str]:
-    """Returns the words that evaluate the dictionaries of a run, as it would have done.
+    """Returns the words that evaluate the dictionaries of a run in own files, as it would have done.
 
     Args:
         folder: The folder of the run.
@@ -109,7 +118,7 @@ def options_of_evaluations() -> list[str]:
 
 
 def showing(folder: Path, arguments: "TrainArguments") -> list[str]:
-    """Returns the words that write pages of the latents of a run."""
+    """Returns the words that write pages of the latents of a run in own files."""
     return [*_reading("dashboard", (folder,), arguments), "--save-dir", place(folder / "latents")]
 
 

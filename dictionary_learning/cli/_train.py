@@ -29,7 +29,14 @@ from dictionary_learning.cli._methods import (
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
-from dictionary_learning.cli._stopping import evaluating, saying_what_goes_on, showing, stamp_of, what_goes_on
+from dictionary_learning.cli._stopping import (
+    evaluating,
+    finishing,
+    saying_what_goes_on,
+    showing,
+    stamp_of,
+    what_goes_on,
+)
 from dictionary_learning.cli._train_data import (
     adapted,
     evaluations,
@@ -263,7 +270,9 @@ def _train(
         point_latest_at(save_dir)
     end = time.monotonic()
     if reported is not None and reported == read_run(save_dir)["volatile"]["sessions"][-1]["last_step"]:
-        logger.info(_NOTHING_NEW, save_dir / _REPORT, shown_command(evaluating(save_dir, arguments)))
+        again = shown_command(evaluating(save_dir, arguments))
+        again = again if arguments.save_format == "own" else "remove that file, and repeat this command."
+        logger.info(_NOTHING_NEW, save_dir / _REPORT, again)
         _show_report(save_dir)
         return status
     if text is None or arguments.model is None:
@@ -282,12 +291,12 @@ def _train(
         if interrupt_behind(error):
             raise
         there = " and ".join(f"'{place}'" for place in elsewhere or ([] if status else [save_dir]))
-        command = shown_command(evaluating(save_dir, arguments, elsewhere))
+        command = shown_command(finishing(save_dir, arguments, elsewhere))
         again = f"The dictionaries are saved in {there}. Evaluate them with: {command}" if there else ""
         logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
         return status
     written.show()
-    if not status:
+    if not status and arguments.save_format == "own":  # others' files do not say what was read
         logger.info("Pages of their latents: %s", shown_command(showing(save_dir, arguments)))
     return status
 

@@ -166,6 +166,25 @@ def test_commands_of_a_run_in_a_folder_with_a_dash_give_what_it_would_have_given
     assert main([*shown[0], "--n-tokens", "64"]) == main(shown[1]) == 0
 
 
+@pytest.mark.parametrize("save_format", ["own", "sae_lens", "sparsify", "dictionary_learning"])
+def test_a_run_in_every_format_ends_with_the_report_of_the_undisturbed_one(
+    folder, tmp_path, monkeypatch, caplog, save_format  # noqa: F811
+):  # fmt: skip
+    """Files of other packages do not say how the text was read, and what was held out."""
+    monkeypatch.chdir(folder)
+    words = [*without(arguments(folder), {"--save-dir": True, "--overwrite": False}), "--layers", "1", "--k", "2"]
+    words += ["--dtype", "float32", "--n-resamples", "0", "--save-format", save_format, "--checkpoint-steps", "10"]
+    assert main([*words, "--save-dir", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "evaluate_dictionaries", signaled)
+        assert main([*words, "--save-dir", str(tmp_path / "run")]) == STOPPED
+    (going_on,) = commands_in(caplog.records[-1].getMessage())
+    assert main(going_on) == 0
+    whole, own = (json.loads((tmp_path / one / "report.json").read_text()) for one in ("whole", "run"))
+    assert (own["data"], own["ce_clean"]) == (whole["data"], whole["ce_clean"])
+    assert [one["metrics"] for one in own["dictionaries"]] == [one["metrics"] for one in whole["dictionaries"]]
+
+
 @pytest.mark.parametrize("name", ["sweep", "benchmark"])
 def test_commands_of_grids_in_a_folder_with_a_dash_can_be_run(folder, tmp_path, monkeypatch, caplog, name):  # noqa: F811
     caplog.set_level(logging.INFO)
