@@ -186,11 +186,12 @@ def _commands(place: str, run: Path, found: Sequence[Described]) -> list[str]:
     lines: list[list[str]] = []
     if sessions and command and sessions[-1].get("outcome") != "finished" and command[0] == "train":
         lines.append([*command, "--save-dir", as_word(run), "--resume"])
-    models, texts = ([of(one.config) for one in found] for of in (model_of, text_of))
+    models, texts = [model_of(one.config) for one in found], [text_of(one.config) for one in found]
     asked = ["--model", "MODEL"] if None in models else []
     asked += ["--data", "DATA"] if None in texts else []
-    told = None if None in models or not models else models[0]
-    asked += said_again(told and told.name, None if None in texts or not texts else texts[0])
+    model = None if None in models else next(iter(models), None)
+    text = None if None in texts else next(iter(texts), None)
+    asked += said_again(model and model.name, text)
     has_some, pages = any(one.folder for one in found), run / "latents"
     if has_some and _report_of(run, found) is None and _sweep_of(run) is None:
         lines.append(["evaluate", as_word(place), *asked])

@@ -90,7 +90,7 @@ def finishing(folder: str | os.PathLike[str], arguments: "TrainArguments", elsew
 def evaluating(
     folder: str | os.PathLike[str], arguments: "TrainArguments", elsewhere: Sequence[Path] = ()
 ) -> list[str]:
-    """Returns the words that evaluate the dictionaries of a run in own files, as it would have done.
+    """Returns the words that evaluate the dictionaries of a run in own files as it would do.
 
     Args:
         folder: The folder of the run.
