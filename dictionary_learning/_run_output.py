@@ -88,6 +88,8 @@ class RunOutput:
     ):
         self.placement = placement
         self.plan, self.jobs, self.stream, self.run_cfg = plan, jobs, stream, run_cfg
+        self.n_elsewhere = 0
+        """How many dictionaries of the last export could not be written into the folder."""
         self.checkpoints, self.run, self.sink, self.console, self.stop = checkpoints, run, sink, console, stop
         self.evaluation = evaluation
         self.watch, self.patience = Watch(jobs), Patience(plan.patience)
@@ -210,7 +212,7 @@ class RunOutput:
         own = exported(self.jobs, self.stream.data, self.run_cfg)
         dictionaries = self.placement.of_all((job.number, one) for job, one in zip(self.jobs, own, strict=True))
         if self.checkpoints is not None and self.placement.world.is_first:
-            save_all(dictionaries, self.checkpoints.folder, part, self.plan.save_format)
+            self.n_elsewhere = len(save_all(dictionaries, self.checkpoints.folder, part, self.plan.save_format))
         return dictionaries
 
 

@@ -1,6 +1,7 @@
 """Trained dictionaries on disk: with all that is known about them, and elsewhere if need be."""
 
 import contextlib
+import dataclasses
 import logging
 import secrets
 import shutil
@@ -37,12 +38,15 @@ def describe(
         dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
 
 
-def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "", format: str = "own") -> None:
+def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "", format: str = "own") -> list[int]:
     """Saves the finite ones as `trainer_<number>/<part>`; a failure costs a warning, not the run.
 
     What another format cannot express is saved in this package's, with a warning. Finished ones,
     which have no part, are otherwise saved beside the folder, or else in the system's temporary
-    folder.
+    folder: their `info.source` is then that place.
+
+    Returns:
+        The numbers of those that are not in the folder.
     """
     failed: list[int] = []
     for number, dictionary in enumerate(dictionaries):
@@ -55,6 +59,7 @@ def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "", f
             failed.append(number)
     if failed and not part:
         _save_elsewhere({f"trainer_{number}": dictionaries[number] for number in failed}, folder)
+    return failed
 
 
 def _save(
@@ -149,6 +154,8 @@ def _save_elsewhere(dictionaries: Mapping[str, Dictionary], folder: Path) -> Non
             except Exception:  # noqa: BLE001  (the next place may do)
                 shutil.rmtree(other, ignore_errors=True)
                 continue
+            for name, dictionary in dictionaries.items():
+                dictionary.info = dataclasses.replace(dictionary.info, source=str(other / name))
             logger.warning("%s: saved in '%s' instead of '%s'.", ", ".join(dictionaries), other, folder)
             return
     logger.error("%s: saved nowhere, only returned.", ", ".join(dictionaries))

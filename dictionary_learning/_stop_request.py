@@ -4,10 +4,11 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from dictionary_learning.errors import Stopped
 
@@ -16,33 +17,74 @@ logger = logging.getLogger(__name__)
 
 _AGAIN = 0.05
 """Seconds after which a signal is sent again that came at a bad moment."""
+_IMPORTS = "<frozen importlib._bootstrap>"
+"""The file of the functions that import modules."""
 
 
 @contextlib.contextmanager
-def ending_at_once() -> Generator[None]:
-    """Makes SIGTERM raise `Stopped` inside a `with` block, as Ctrl-C raises KeyboardInterrupt."""
-    waiting: list[threading.Timer] = []
+def ending_at_once(numbers: Collection[int] = (signal.SIGINT, signal.SIGTERM)) -> Generator[None]:
+    """Makes SIGTERM raise `Stopped` inside a `with` block, and Ctrl-C KeyboardInterrupt.
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if _drops_what_is_raised(frame):
-            waiting[:] = [threading.Timer(_AGAIN, os.kill, (os.getpid(), number))]
-            waiting[0].start()
-            return
-        waiting.clear()
-        raise Stopped(f"Got {signal.Signals(number).name}.")
+    Where these would be lost they come a little later. A Ctrl-C that the process ignores, or that
+    is handled otherwise, stays so.
 
+    Args:
+        numbers: The signals.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    ending = _Ending(_imports_behind(sys._getframe()))
+    own = [number for number in numbers if number != signal.SIGINT or _raises(signal.getsignal(number))]
+    before = {number: signal.signal(number, ending) for number in own}
     try:
         yield
-        if waiting:
-            raise Stopped("Got SIGTERM.")
+        if ending.waiting:
+            ending.raise_for(ending.number)
     finally:
-        for timer in waiting:
+        for timer in ending.waiting:
             timer.cancel()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Ending:
+    """A handler of signals."""
+
+    def __init__(self, n_imports: int):
+        self.n_imports = n_imports  # imports that run the `with` block itself
+        self.waiting: list[threading.Timer] = []
+        self.number = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if _drops_what_is_raised(frame) or _imports_behind(frame) > self.n_imports:
+            self.number = number
+            self.waiting[:] = [threading.Timer(_AGAIN, os.kill, (os.getpid(), number))]
+            self.waiting[0].start()
+            return
+        self.waiting.clear()
+        self.raise_for(number)
+
+    @staticmethod
+    def raise_for(number: int) -> NoReturn:
+        raise KeyboardInterrupt if number == signal.SIGINT else Stopped(f"Got {signal.Signals(number).name}.")
+
+
+def _raises(handler: Any) -> bool:
+    """Returns whether Ctrl-C raises KeyboardInterrupt."""
+    return handler is signal.default_int_handler or isinstance(handler, _Ending)
+
+
+def _imports_behind(frame: FrameType | None) -> int:
+    """Returns how many frames are of the import system: a module whose import fails is half there.
+
+    Packages import others a second time, by C, or take the failure for a missing module.
+    """
+    n = 0
+    while frame is not None:
+        n += frame.f_code.co_filename == _IMPORTS
+        frame = frame.f_back
+    return n
 
 
 def _drops_what_is_raised(frame: FrameType | None) -> bool:

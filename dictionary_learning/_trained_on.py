@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 from dictionary_learning._secrets import HIDDEN
+from dictionary_learning._shell_words import option as as_words
 from dictionary_learning._text_reading import ContextReading, TextReading
 from dictionary_learning.errors import ConfigError
 
@@ -154,7 +155,7 @@ def check_named(what: str, option: str, name: Any) -> None:
     if not is_here or not is_known or "://" in str(name) or "::" in str(name):
         raise ConfigError(
             f"The dictionary's files name the {what} {name!r}, which is neither on the hub nor in this folder, and may "
-            f"be a stranger's choice. Give {option} {shlex.quote(str(name))} if you mean it."
+            f"be a stranger's choice. Give {shlex.join(as_words(option, name))} if you mean it."
         )
 
 

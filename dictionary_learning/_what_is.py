@@ -5,10 +5,11 @@ Only names of files and a few JSON values are looked at, so that any command can
 
 import json
 import os
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from dictionary_learning._shell_words import place, shown_command
 
 IN_PYTHON = 'Go on by resume="auto" in the call that began it.'
 """How a run of Python goes on; the shell says the same, which has no option for it."""
@@ -18,9 +19,9 @@ _PARTS = ("group", "seed")
 """Runs of a sweep, and of a benchmark on known features, are in folders of these names."""
 
 
-def what_is(place: str | os.PathLike[str]) -> str:
+def what_is(path: str | os.PathLike[str]) -> str:
     """Returns a sentence on a folder: what it is for or what goes on with it; "" if unknown."""
-    folder = Path(place)
+    folder = Path(path)
     if told := unfinished(folder):
         return told
     if (folder / "sweep.json").is_file():
@@ -122,7 +123,7 @@ def _command(run: Path) -> list[str]:
 def _going_on(command: list[str], folder: Path) -> str:
     if not command:
         return IN_PYTHON
-    return f"Go on with: {shlex.join(['dictionary-learning', *command, '--save-dir', str(folder), '--resume'])}"
+    return f"Go on with: {shown_command([*command, '--save-dir', place(folder), '--resume'])}"
 
 
 def _read(path: Path) -> Mapping[str, Any]:

@@ -344,6 +344,7 @@ class ActivationBuffer(InTurn, IterableDataset["Tensor | ActivationBatch"]):
             "dtype": str(self.dtype).removeprefix("torch."),
             "pack": self.tokens.pack,
             "add_special_tokens": getattr(self.tokens, "add_special_tokens", False),
+            "begins_with_bos": getattr(self.tokens, "begins_with_bos", None),
             "end_of_data": self.end_of_data,
             "seed": self.seed,
             "filter": {**self.filter.to_dict(), "norm_limits": by_name(self.norm_limits)},

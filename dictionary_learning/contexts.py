@@ -220,6 +220,7 @@ class ContextStream(InTurn):
             "ctx_len": self.tokens.ctx_len,
             "batch_size": self.batch_size,
             "pack": self.tokens.pack,
+            "begins_with_bos": getattr(self.tokens, "begins_with_bos", None),
             "end_of_data": self.end_of_data,
             "filter": self.filter.to_dict(),
         }

@@ -334,8 +334,8 @@ def trainSAE(
         dictionaries = output.export()
         if most := peak_memory(device):
             logger.info("The process has held at most %s on %s.", as_bytes(most), device)
-    if folder is not None and world.is_first:
-        logger.info("Saved %s in '%s'.", counted(len(dictionaries), "dictionary", "dictionaries"), shown(folder))
+    if folder is not None and world.is_first and (n := len(dictionaries) - output.n_elsewhere):
+        logger.info("Saved %s in '%s'.", counted(n, "dictionary", "dictionaries"), shown(folder))
     check_finite(names, dictionaries)
     check_trained(jobs, dict(zip(names, dictionaries, strict=True)))
     with only_first_talks(world):

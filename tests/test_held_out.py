@@ -7,6 +7,7 @@ import random
 import signal
 import sys
 import types
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -556,7 +557,7 @@ def test_every_metric_has_a_better_side_or_says_that_it_has_none():
 @pytest.fixture
 def shell(model, tmp_path, monkeypatch):
     monkeypatch.setattr(CaptureArguments, "load", lambda self, model_: model)
-    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", lambda *_: None)
+    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", lambda *_: SimpleNamespace(show=print))
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(60)))
     common = ["--n-tokens", "320", "--batch-size", "32", "--k", "3", "--dict-size", "64", "--device", "cpu"]
     common += ["--n-eval-tokens", "64", "--n-fidelity-tokens", "64"]

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dictionary_learning"
 LAYERS = [
-    {"_secrets"},
+    {"_secrets", "_shell_words"},
     {"errors", "_context", "_lazy", "_types"},
     {"_brief", "_plain", "_coercion", "_what_is"},
     {"config", "latents", "sites", "hardware", "disk", "_http", "_progress"},

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
@@ -423,7 +424,7 @@ def test_a_run_that_is_killed_goes_on_from_its_newest_checkpoint(tmp_path, full)
 
 def test_the_shell_stops_with_the_command_that_goes_on(model, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(CaptureArguments, "load", lambda self, name: model)
-    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", lambda *_: Path())
+    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", lambda *_: SimpleNamespace(show=print))
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(30)))
     command = [
         "train", "any", str(tmp_path / "text.jsonl"), "--sites", "model.layers.1", "--ctx-len", "16", "--batch-size", "32",

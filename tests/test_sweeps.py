@@ -1,6 +1,7 @@
 """A sweep trains what it names, on the same rows in however many groups, resumes, and counts right."""
 
 import csv
+import io
 import json
 import logging
 import math
@@ -31,9 +32,11 @@ from dictionary_learning.cli._options import CaptureArguments
 from dictionary_learning.cli._sweep import read_sweep_file
 from dictionary_learning.errors import ConfigError, DivergenceError, Interrupted, UnknownNameError
 from dictionary_learning.evaluation import Candidate
-from dictionary_learning.sweeps import Row, SweepConfig, SweepResult, run_sweep
+from dictionary_learning.sweeps import Row, SweepConfig, SweepResult, _tables as tables, run_sweep
+from dictionary_learning.sweeps._known_methods import points_of
 from dictionary_learning.sweeps._report import write_sweep_report
 from dictionary_learning.sweeps._results import Summary, importance, pareto, summaries
+from dictionary_learning.synthetic import as_case
 from dictionary_learning.trainers import TRAINERS
 from dictionary_learning.trainers.recipes import RECIPES
 from tests import tiny
@@ -340,6 +343,25 @@ def rows_of(table, **further) -> list[Row]:
         )
         for n, (method, factors, l0, fvu) in enumerate(table)
     ]
+
+
+def test_a_setting_of_one_value_stands_in_the_column_that_others_vary():
+    sweep = SweepConfig(
+        methods={"top_k": {"k": [4, 8]}, "batch_top_k": {"k": 6}, "standard": {"lr": [1e-4, 3e-4]}},
+        grid={"dict_size": 64},
+    )
+    rows = [
+        Row(point.name, point.method, point.factors, "a", Path("s"), {"l0": 1.0, "fvu": 0.5}, {}, fixed=point.fixed)
+        for point in sweep.points()
+    ]
+    head, cells = tables.cells(summaries(rows))
+    column, rates = head.index("k"), head.index("lr")
+    assert [row[column] for row in cells] == ["4", "8", "6", tables.DASH, tables.DASH]
+    assert [row[rates] for row in cells][3:] == ["0.0001", "0.0003"]
+    listed = list(csv.DictReader(io.StringIO(tables.as_csv(rows))))
+    assert [one["k"] for one in listed] == ["4", "8", "6", "", ""]
+    assert summaries(rows)[2].name == "batch_top_k"  # which is not varied there
+    assert points_of(sweep, as_case("small"))[2].fixed["k"] == 6
 
 
 def test_means_and_standard_errors_are_over_seeds():

@@ -11,18 +11,20 @@ import importlib
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from dictionary_learning._border import said
 from dictionary_learning._run_folder import COMMAND
-from dictionary_learning._stop_request import interrupt_behind
+from dictionary_learning._stop_request import ending_at_once, interrupt_behind
 from dictionary_learning.cli._arguments import config_parser
 from dictionary_learning.cli._in_options import in_options, warning_in_options
-from dictionary_learning.cli._output import as_json
-from dictionary_learning.cli._parser import IMPORT, JSON, QUIET, TRACEBACK, Parser, without
+from dictionary_learning.cli._output import as_json, flush_results
+from dictionary_learning.cli._parser import IMPORT, JSON, QUIET, TRACEBACK, Parser, modules_in, without
 from dictionary_learning.cli._run_file import file_named_in, read_file
+from dictionary_learning.cli._stopping import saying_what_goes_on
 from dictionary_learning.errors import ConfigError, DictionaryLearningError, Stopped, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -53,6 +55,10 @@ COMMANDS = {
 
 _OF_THE_START = {"--save-dir": True, "--overwrite": False, "--resume": False, "--resume-from": True}
 """Options that say where a run is and how it starts, and not which run it is."""
+_GO_ON = ("train", "sweep", "benchmark")
+"""Commands that a signal ends with the command that goes on."""
+_CONTINUE = ("cache", "contexts")
+"""Commands that go on with what they find in their folder."""
 STOPPED = 75
 """Exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
@@ -75,31 +81,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     level = logging.WARNING if QUIET in given else logging.INFO
     logging.getLogger("dictionary_learning").setLevel(level)
-    for noisy in ("httpx", "datasets", "transformers"):  # one line for each request and file
+    for noisy in ("httpx", "datasets", "transformers", "gguf"):  # one line for each request and file
         logging.getLogger(noisy).setLevel(logging.WARNING)
     token, style = COMMAND.set(tuple(without(arguments, _OF_THE_START))), as_json.set(JSON in given)
     options: set[str] = set()
     try:
-        with warning_in_options(options):
+        with warning_in_options(options), _stopping(arguments):
             status = _run(arguments, is_process, options)
-        sys.stdout.flush()  # a closed pipe is noticed here, not at exit
+        flush_results()
         return status
-    except BrokenPipeError:  # the reader, as `head`, has what it wants
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except SystemExit:  # of --help
+        flush_results()
+        raise
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001  (of another package, or a fault of this one)
         if (interrupt := interrupt_behind(error)) is None:
             return _failed(error, arguments, options, whole)
         if not isinstance(interrupt, Stopped):
             logger.error("Interrupted.")
             return 130
-        command = interrupt.command
-        going_on = f"What goes on is:\n  {shlex.join(command)}" if command else "The same command goes on."
+        command = shlex.join(interrupt.command or ())
+        going_on = f"What goes on is:\n  {command}" if command else "The same command goes on."
         logger.error("%s %s", interrupt.said, going_on)
         return STOPPED
     finally:
         COMMAND.reset(token)
         as_json.reset(style)
+
+
+def _stopping(arguments: Sequence[str]) -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which signals end a command, from its first moment to its last."""
+    command = next(iter(modules_in(arguments)[1]), None)
+    if command not in (*_GO_ON, *_CONTINUE):
+        return ending_at_once((signal.SIGINT,))
+    # until the command knows its folder, what it did can be done again
+    return saying_what_goes_on(lambda: ("", arguments if command in _GO_ON else ()))
 
 
 def _failed(error: BaseException, arguments: Sequence[str], options: Collection[str], whole: bool) -> int:
@@ -120,10 +135,8 @@ def _notes(error: BaseException) -> Sequence[str]:
 
 def _run(arguments: list[str], is_process: bool, known: set[str]) -> int:
     """Runs a command, whose options `known` gets."""
-    imports = Parser("", add_help=False)
-    imports.add_argument(IMPORT, action="append", default=[], dest="modules")
-    found, arguments = imports.parse_known_args(arguments)
-    for module in found.modules:
+    modules, arguments = modules_in(arguments)
+    for module in modules:
         _import(module)
     if not arguments or arguments[0] in ("-h", "--help"):
         parser = _overview()

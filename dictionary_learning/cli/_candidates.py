@@ -10,6 +10,7 @@ from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.dictionaries._serialization import read_config_file
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.evaluation import Candidate
+from dictionary_learning.interop._files import weights_in
 from dictionary_learning.interop._saved import Saved, own_folders, saved_at, sites_in_model
 from dictionary_learning.models import TracedModel
 
@@ -33,14 +34,23 @@ def load_saved(places: Sequence[str]) -> list[Saved]:
 
 
 def trained(folder: Path, dictionaries: Sequence[Dictionary]) -> list[Saved]:
-    """Returns the dictionaries of a run that has just saved them into a folder."""
-    folders, own = [folder / f"trainer_{number}" for number in range(len(dictionaries))], own_folders(str(folder))
+    """Returns the dictionaries of a run that has just saved them into a folder, or elsewhere."""
+    places = places_of(folder, dictionaries)
+    own = [one for place in places if place is not None for one in own_folders(str(place))]
     # formats of other packages keep less than the dictionary knows
     configs: list[Any] = [
-        read_config_file(one) if one in own else d.info.to_config()
-        for one, d in zip(folders, dictionaries, strict=True)
+        read_config_file(one) if one in own else d.info.to_config() for one, d in zip(places, dictionaries, strict=True)
     ]
-    return [Saved(c["name"], d, c, f) for c, d, f in zip(configs, dictionaries, folders, strict=True)]
+    return [Saved(c["name"], d, c, f) for c, d, f in zip(configs, dictionaries, places, strict=True)]
+
+
+def places_of(folder: Path, dictionaries: Sequence[Dictionary]) -> list[Path | None]:
+    """Returns where a run has just saved each dictionary: in its folder, elsewhere, or nowhere."""
+    places: list[Path | None] = []
+    for number, one in enumerate(dictionaries):
+        own = folder / f"trainer_{number}"
+        places.append(Path(one.info.source) if one.info.source else own if weights_in(own) else None)
+    return places
 
 
 def candidates_of(

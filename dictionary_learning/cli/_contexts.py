@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dictionary_learning._run_folder import resolve_latest
-from dictionary_learning._trained_on import TrainedModel, buffer_of, check_named, common, held_out_of, model_of, text_of
+from dictionary_learning._trained_on import TrainedModel, buffer_of, common, held_out_of, model_of, text_of
 from dictionary_learning._what_is import what_is
 from dictionary_learning.cli._evaluate import contexts_as_trained, dtype_in_training, read_text
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import write_result
+from dictionary_learning.cli._trust import load_trusted
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class ContextsArguments(ModelArguments, ContextArguments):
     """Batches between two checkpoints."""
 
     def run(self) -> None:
-        from dictionary_learning.cli._candidates import candidates_of, load_saved
+        from dictionary_learning.cli._candidates import candidates_of
         from dictionary_learning.interop._saved import own_folders
         from dictionary_learning.interpretation import collect_contexts
 
@@ -70,21 +71,21 @@ class ContextsArguments(ModelArguments, ContextArguments):
         if not places:
             told = what_is(resolve_latest(self.model)) or "Give --dictionaries, or a run in its place."
             raise ConfigError(f"'{self.model}' holds no dictionary. {told}")
-        saved = load_saved(places)
+        named = None if is_run else self.model
+        saved = load_trusted(places, named, self, "--dictionaries RUN, and in its place the model")
         advice = "Give the model instead of the run."
         wanted = (
             common(saved, "language models", model_of, advice) if is_run else TrainedModel(self.model, self.revision)
         )
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. {advice}")
-        if is_run:
-            check_named("model", "the model instead of the run, as", wanted.name)
         if not self.data:
             common(saved, "texts", held_out_of, "Give --data.")
         text = next((told for one in saved if (told := text_of(one.config))), None)
         ctx_len = self.ctx_len or common(saved, "context lengths", _ctx_len_of, "Give --ctx-len.")
+        documents = read_text(self, self.data, text)  # an error in it comes before the model is loaded
         model = self.load(wanted.name, wanted.revision, dtype_in_training(self, saved))
-        stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
+        stream = contexts_as_trained(self, saved, documents, model, ctx_len)
         found = _named(candidates_of(saved, model, self.sites))
         collect_contexts(
             model,

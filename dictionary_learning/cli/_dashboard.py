@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import write_line, write_result
+from dictionary_learning.cli._trust import load_trusted
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from dictionary_learning.dashboards import DictionaryPage
+    from dictionary_learning.data import Source
     from dictionary_learning.evaluation import Candidate
     from dictionary_learning.interop._saved import Saved
     from dictionary_learning.interpretation import ContextStore
@@ -68,7 +70,6 @@ class DashboardArguments(ModelArguments, ContextArguments):
     """How latents are placed on the map; auto is UMAP where umap-learn is installed."""
 
     def run(self) -> None:
-        from dictionary_learning.cli._candidates import load_saved
         from dictionary_learning.dashboards import write_dashboard
         from dictionary_learning.dashboards._writing import check_folder
         from dictionary_learning.interpretation import ContextStore
@@ -76,16 +77,19 @@ class DashboardArguments(ModelArguments, ContextArguments):
 
         check_folder(Path(self.save_dir))  # before a long pass over text
         stores = [ContextStore.open(place) for place in self.places if _is_store(place)]
-        saved = load_saved([place for place in self.places if not _is_store(place)])
+        others = [place for place in self.places if not _is_store(place)]
+        saved = load_trusted(others, self.model, self)
         if not saved:
             self._check_used()
         model: TracedModel | None = None
         known: dict[str, Candidate] = {}
         if saved:
+            # an error in it comes before the model is loaded
+            documents = None if stores else self._documents(saved)
             model, known = load_with_model(saved, self, self.target_sites)
             unread = [one for one in known.values() if not any(one.name in store for store in stores)]
             if unread:
-                stores.append(self._collected(unread, saved, model))
+                stores.append(self._collected(unread, saved, model, documents or self._documents(saved)))
         pages = self._pages(stores, known, model)
         first = stores[0]
         name = shown_name(first.model) or "a model"
@@ -104,21 +108,26 @@ class DashboardArguments(ModelArguments, ContextArguments):
                 f"dictionaries too, or leave {option} out."
             )
 
-    def _collected(
-        self, candidates: "Sequence[Candidate]", saved: "Sequence[Saved]", model: "TracedModel"
-    ) -> "ContextStore":
-        """Reads the text, and returns the contexts of dictionaries."""
-        from dictionary_learning._trained_on import buffer_of, common, text_of
-        from dictionary_learning.cli._evaluate import contexts_as_trained, read_text
-        from dictionary_learning.interpretation import collect_contexts
+    def _documents(self, saved: "Sequence[Saved]") -> "Source":
+        from dictionary_learning._trained_on import common, text_of
+        from dictionary_learning.cli._evaluate import read_text
 
         if not self.data:
             common(saved, "texts", text_of, "Give --data.")
-        text = next((told for one in saved if (told := text_of(one.config))), None)
+        return read_text(self, self.data, next((told for one in saved if (told := text_of(one.config))), None))
+
+    def _collected(
+        self, candidates: "Sequence[Candidate]", saved: "Sequence[Saved]", model: "TracedModel", documents: "Source"
+    ) -> "ContextStore":
+        """Reads the text, and returns the contexts of dictionaries."""
+        from dictionary_learning._trained_on import buffer_of, common
+        from dictionary_learning.cli._evaluate import contexts_as_trained
+        from dictionary_learning.interpretation import collect_contexts
+
         ctx_len = self.ctx_len or common(
             saved, "context lengths", lambda config: buffer_of(config).get("ctx_len"), "Give --ctx-len."
         )
-        stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
+        stream = contexts_as_trained(self, saved, documents, model, ctx_len)
         return collect_contexts(
             model,
             {one.name: one.dictionary for one in candidates},
@@ -170,10 +179,9 @@ class ServeArguments(ModelArguments):
     """The port; 0 for any that is free."""
 
     def run(self) -> None:
-        from dictionary_learning.cli._candidates import load_saved
         from dictionary_learning.dashboards import LiveServer
 
-        saved = load_saved(self.dictionaries)
+        saved = load_trusted(self.dictionaries, self.model, None)
         model, found = load_with_model(saved, self)
         server = LiveServer(
             model,
@@ -195,13 +203,11 @@ def load_with_model(
     Raises:
         ConfigError: They do not say which model, or different ones; or do not belong to it.
     """
-    from dictionary_learning._trained_on import check_named, common, model_of
+    from dictionary_learning._trained_on import common, model_of
     from dictionary_learning.cli._candidates import candidates_of
     from dictionary_learning.cli._evaluate import dtype_in_training
 
     trained_on = None if given.model else common(saved, "language models", model_of, "Give --model.")
-    if trained_on is not None:
-        check_named("model", "--model", trained_on.name)
     name = given.model or (trained_on and trained_on.name)
     if not name:
         raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")

@@ -2,11 +2,11 @@
 
 import json
 import math
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dictionary_learning._shell_words import place as as_word, shown_command
 from dictionary_learning._what_is import IN_PYTHON, checkpoint_steps, unfinished
 from dictionary_learning.cli._output import aligned
 from dictionary_learning.dictionaries import Dictionary, DictionaryInfo
@@ -179,23 +179,26 @@ def _state(run: Path) -> list[str]:
 def _commands(place: str, run: Path, found: Sequence[Described]) -> list[str]:
     """Returns the commands that go on from here."""
     from dictionary_learning._trained_on import model_of, text_of
+    from dictionary_learning.cli._trust import said_again
 
-    record, folder = _read(run / "run.json"), str(run)
+    record = _read(run / "run.json")
     sessions, command = record.get("volatile", {}).get("sessions", []), record.get("command")
     lines: list[list[str]] = []
     if sessions and command and sessions[-1].get("outcome") != "finished" and command[0] == "train":
-        lines.append([*command, "--save-dir", folder, "--resume"])
-    asked: list[str] = []
-    for option, known, value in (("--model", model_of, "MODEL"), ("--data", text_of, "DATA")):
-        if any(known(one.config) is None for one in found):
-            asked += [option, value]
+        lines.append([*command, "--save-dir", as_word(run), "--resume"])
+    models, texts = [model_of(one.config) for one in found], [text_of(one.config) for one in found]
+    asked = ["--model", "MODEL"] if None in models else []
+    asked += ["--data", "DATA"] if None in texts else []
+    model = None if None in models else next(iter(models), None)
+    text = None if None in texts else next(iter(texts), None)
+    asked += said_again(model and model.name, text)
     has_some, pages = any(one.folder for one in found), run / "latents"
     if has_some and _report_of(run, found) is None and _sweep_of(run) is None:
-        lines.append(["evaluate", place, *asked])
+        lines.append(["evaluate", as_word(place), *asked])
     if has_some and not pages.is_dir():
-        lines.append(["dashboard", place, *asked, "--save-dir", str(pages)])
-    lines.append(["info", place, "--json"])
-    return [shlex.join(["dictionary-learning", *words]) for words in lines]
+        lines.append(["dashboard", as_word(place), *asked, "--save-dir", as_word(pages)])
+    lines.append(["info", as_word(place), "--json"])
+    return [shown_command(words) for words in lines]
 
 
 def _read(path: Path) -> dict[str, Any]:

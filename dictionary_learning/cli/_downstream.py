@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dictionary_learning._run_folder import new_folder, resolve_latest
-from dictionary_learning._trained_on import TrainedModel, check_named, common, model_of
+from dictionary_learning._trained_on import TrainedModel, common, model_of
 from dictionary_learning.cli._evaluate import dtype_in_training
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._output import write_result
+from dictionary_learning.cli._trust import load_trusted
 from dictionary_learning.config import setting
 from dictionary_learning.errors import ConfigError, UnknownNameError
 
@@ -105,12 +106,12 @@ class DownstreamArguments(ModelArguments):
                 raise ConfigError(f"Got {option} {' '.join(map(str, given))}; give numbers from 1.")
 
     def run(self) -> None:
-        from dictionary_learning.cli._candidates import candidates_of, load_saved
+        from dictionary_learning.cli._candidates import candidates_of
         from dictionary_learning.cli._measures import measures_of
         from dictionary_learning.evaluation.downstream import DownstreamReport
         from dictionary_learning.evaluation.reports import write_report
 
-        saved = load_saved(self.dictionaries)
+        saved = load_trusted(self.dictionaries, self.model, None)
         wanted = self._model(saved)
         # what the measures are given is read first, so that an error in it costs no time
         measures = measures_of(self, saved)
@@ -128,8 +129,6 @@ class DownstreamArguments(ModelArguments):
 
     def _model(self, saved: "Sequence[Saved]") -> TrainedModel:
         trained_on = None if self.model else common(saved, "language models", model_of, "Give --model.")
-        if trained_on is not None:
-            check_named("model", "--model", trained_on.name)
         wanted = TrainedModel(self.model, None) if self.model else trained_on
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")

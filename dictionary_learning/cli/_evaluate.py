@@ -28,6 +28,7 @@ from dictionary_learning.cli._evaluation_options import EvaluationArguments
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import aligned, write_result
+from dictionary_learning.cli._trust import load_trusted
 from dictionary_learning.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -81,16 +82,14 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
     def evaluate(self) -> "Written":
         """Evaluates, and writes the report."""
         from dictionary_learning.activations._filters import TokenFilter
-        from dictionary_learning.cli._candidates import candidates_of, load_saved
+        from dictionary_learning.cli._candidates import candidates_of
         from dictionary_learning.cli._measures import labelled
         from dictionary_learning.evaluation import EvaluationConfig, evaluate_dictionaries
 
-        saved = load_saved(self.dictionaries)
+        saved = load_trusted(self.dictionaries, self.model, self)
         tasks = labelled(self.probe) if self.probe else []
         # what files do not tell decides nothing; what two of them tell differently is asked for
         trained_on = None if self.model else common(saved, "language models", model_of, "Give --model.")
-        if trained_on is not None:
-            check_named("model", "--model", trained_on.name)
         wanted = TrainedModel(self.model, None) if self.model else trained_on
         if wanted is None:
             raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
@@ -101,8 +100,9 @@ class EvaluateArguments(EvaluationArguments, ModelArguments, ContextArguments):
             saved, "context lengths", lambda c: buffer_of(c).get("ctx_len"), "Give --ctx-len."
         )
         rule = common(saved, "token filters", filter_of)
+        documents = read_text(self, self.data, text)  # an error in it comes before the model is loaded
         model = self.load(wanted.name, wanted.revision, dtype_in_training(self, saved))
-        stream = contexts_as_trained(self, saved, read_text(self, self.data, text), model, ctx_len)
+        stream = contexts_as_trained(self, saved, documents, model, ctx_len)
         candidates = candidates_of(saved, model, self.sites, self.target_sites)
         report = evaluate_dictionaries(
             model,
@@ -141,6 +141,7 @@ class Written(NamedTuple):
         """Prints the path of the page, or the main facts as JSON."""
         found = [
             {"name": entry.name, "site": entry.site, "folder": folder, "metrics": dict(entry.metrics)}
+            | ({"convention_metrics": dict(entry.convention_metrics)} if entry.convention_metrics else {})
             for entry, folder in zip(self.report.dictionaries, self.folders, strict=True)
         ]
         write_result({"report": self.page, "dictionaries": found}, [self.page])
@@ -151,6 +152,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
     from dictionary_learning.dictionaries._serialization import versions
     from dictionary_learning.evaluation.reports import write_report
     from dictionary_learning.evaluation.reports._contents import remarks
+    from dictionary_learning.evaluation.reports._conventional import lines_of
     from dictionary_learning.loggers import read_history
     from dictionary_learning.models import shown_name
 
@@ -161,7 +163,7 @@ def report_on(report: "Report", saved: "Sequence[Saved]", save_dir: Path, second
         known = read_history(history, one.name) if history is not None and history.is_file() else []
         config = one.config.get("trainer", one.config.get("peer", {}))
         entries.append(dataclasses.replace(entry, config=config, history=known))
-    for line in _table(entries, saved):
+    for line in [*_table(entries, saved), *aligned(lines_of(report))]:
         logger.info("%s", line)
     for sentence in remarks(report):
         logger.info("%s", sentence)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from dictionary_learning._run_folder import resolve_latest
+from dictionary_learning._shell_words import place, shown_command
 from dictionary_learning.cli._explain import only_name, read_latents
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._output import write_result
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
     from dictionary_learning.exports import LatentFacts
 
 _NEIGHBORS = 10
+_OF_CONTEXTS = ("neuronpedia", "neuronpedia-upload", "saedashboard", "png")
+_OF_WEIGHTS = {
+    "circuit-tracer": "the run of transcoders of all layers",
+    "attribution-graph": "the run of transcoders of all layers",
+    "control-vector": "the folder of one dictionary",
+}
+"""What other tools' files are made of: contexts, or the weights of dictionaries."""
 _STRENGTH = re.compile(r"([0-9]{1,9}):(-?[0-9]+(?:\.[0-9]+)?)")
 
 
@@ -102,9 +111,29 @@ class ExportArguments(ModelArguments):
             "attribution-graph": self._attribution_graph,
             "control-vector": self._control_vector,
         }
+        self._check_source()
         self._check_model_options()
         made = writers[self.to]()
         write_result([str(path) for path in made] if isinstance(made, list) else str(made))
+
+    def _check_source(self) -> None:
+        """Raises ConfigError if what is written is not made of what is given."""
+        from dictionary_learning.interop._saved import own_folders
+
+        source = Path(resolve_latest(self.source))
+        is_store = (source / "contexts.safetensors").is_file()
+        if is_store and self.to in _OF_WEIGHTS:
+            raise ConfigError(
+                f"Got --to {self.to} with '{self.source}', which holds contexts. It is written from weights: give "
+                f"{_OF_WEIGHTS[self.to]}. Contexts are written as {', '.join(_OF_CONTEXTS)}."
+            )
+        if self.to in _OF_CONTEXTS and not is_store and own_folders(str(source)):
+            collect = shown_command(["contexts", place(self.source), "--save-dir", "store"])
+            raise ConfigError(
+                f"Got --to {self.to} with '{self.source}', which holds dictionaries. It is written from contexts of "
+                f"their latents: collect them with '{collect}', and give that folder. Dictionaries are written as "
+                f"{', '.join(_OF_WEIGHTS)}."
+            )
 
     def _check_model_options(self) -> None:
         """Raises ConfigError if it is said how a model is loaded, and none is."""
@@ -234,7 +263,12 @@ class ExportArguments(ModelArguments):
         given = {"--model-id": self.model_id, "--layer": layer, "--source-set": self.source_set}
         missing = [name for name, value in given.items() if value is None]
         if missing:
-            raise ConfigError(f"Neuronpedia has a place for each latent. Give {' and '.join(missing)}.")
+            example = {"--model-id": "gpt2-small", "--layer": "6", "--source-set": "res-mine"}
+            words = " ".join(f"{name} {example[name]}" for name in missing)
+            raise ConfigError(
+                f"Neuronpedia has a place for each latent: the model, the layer, and a name for the set. Give "
+                f"{' and '.join(missing)}, as {words}."
+            )
         return {"model_id": self.model_id, "layer": layer, "source_set": self.source_set}
 
     def _layer(self, facts: "LatentFacts") -> int | None:

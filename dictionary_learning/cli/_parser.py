@@ -165,6 +165,14 @@ def without(words: Sequence[str], options: Mapping[str, bool]) -> list[str]:
     return kept
 
 
+def modules_in(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Returns the modules that a command imports first, and its other words."""
+    imports = Parser("", add_help=False)
+    imports.add_argument(IMPORT, action="append", default=[], dest="modules")
+    found, others = imports.parse_known_args(list(words))
+    return found.modules, others
+
+
 def option_of(field: str) -> str:
     """Returns the option of a field."""
     return f"--{field.replace('_', '-')}"

@@ -3,13 +3,13 @@
 import dataclasses
 import logging
 import math
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from dictionary_learning._run_folder import new_folder
 from dictionary_learning._said import saying
+from dictionary_learning._shell_words import place, shown_command
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import aligned, write_result
 from dictionary_learning.cli._run_file import read_file
@@ -103,7 +103,7 @@ class SweepArguments(CommandArguments):
         table = cells(summaries(result.rows))
         for line in aligned([table[0], *table[1]]):
             logger.info("%s", line)
-        logger.info("Their folders: dictionary-learning info %s", shlex.quote(str(result.folder)))
+        logger.info("Their folders: %s", shown_command(["info", place(result.folder)]))
         found = [
             {"name": row.name, "site": row.site, "folder": str(row.folder), "metrics": dict(row.figures)}
             for row in result.rows

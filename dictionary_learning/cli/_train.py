@@ -5,7 +5,6 @@ import contextlib
 import json
 import logging
 import math
-import shlex
 import time
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from dictionary_learning._plain import counted
 from dictionary_learning._run_folder import OPTIONS, claim_run_folder, new_folder, point_latest_at
 from dictionary_learning._said import saying
+from dictionary_learning._shell_words import shown_command
 from dictionary_learning._stop_request import interrupt_behind
 from dictionary_learning.cli._arguments import add_config, config_parser, read_config
 from dictionary_learning.cli._groups import ESSENTIAL
@@ -29,7 +29,14 @@ from dictionary_learning.cli._methods import (
 from dictionary_learning.cli._output import write_result
 from dictionary_learning.cli._parser import Parser, option_of
 from dictionary_learning.cli._run_file import text_of_run_file
-from dictionary_learning.cli._stopping import evaluating, saying_what_goes_on, stamp_of, what_goes_on
+from dictionary_learning.cli._stopping import (
+    evaluating,
+    finishing,
+    saying_what_goes_on,
+    showing,
+    stamp_of,
+    what_goes_on,
+)
 from dictionary_learning.cli._train_data import (
     adapted,
     evaluations,
@@ -45,6 +52,7 @@ from dictionary_learning.errors import ConfigError
 if TYPE_CHECKING:
     from dictionary_learning.activations.cache import ActivationCache
     from dictionary_learning.buffer import ActivationBuffer
+    from dictionary_learning.cli._evaluate import Written
     from dictionary_learning.contexts import ContextStream
     from dictionary_learning.data import Source
     from dictionary_learning.dictionaries import Dictionary
@@ -146,8 +154,8 @@ def _parser_of_methods(values: dict[str, Any], choice: Parser, named: Mapping[st
     return parser
 
 
-def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
-    """Runs the command."""
+def run(namespace: argparse.Namespace, method: Method | Methods) -> int | None:
+    """Runs the command; returns its exit status, where that is not 0."""
     from dictionary_learning.parallel import on_first, only_first_talks, refuse_several, start
 
     arguments = sized(read_config(namespace, TrainArguments))
@@ -159,8 +167,7 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
     folder = arguments.save_dir or new_folder(_RUNS, Path(arguments.model or arguments.cache or "").name, method.name)
     folder = Path(world.share(folder))  # a new one has the time in its name
     if arguments.dry_run:
-        _train(arguments, folder, method, configs, namespace.given)
-        return
+        return _train(arguments, folder, method, configs, namespace.given)
     with contextlib.ExitStack() as stack:
         stack.enter_context(only_first_talks(world))
         before = stamp_of(folder)
@@ -172,7 +179,7 @@ def run(namespace: argparse.Namespace, method: Method | Methods) -> None:
         token = OPTIONS.set(text_of_run_file("train", method.described(given)))
         stack.callback(OPTIONS.reset, token)
         arguments = saying(arguments.replace(save_dir=str(folder)), namespace.given)
-        _train(arguments, folder, method, configs, namespace.given)
+        return _train(arguments, folder, method, configs, namespace.given)
 
 
 def _kept(namespace: argparse.Namespace, arguments: TrainArguments) -> list[str]:
@@ -188,8 +195,12 @@ def _train(
     method: Method | Methods,
     configs: "Sequence[OptimizationConfig]",
     given: Collection[str],
-) -> None:
-    """Trains, evaluates and reports, or shows the plan; a recipe adapts what was not given."""
+) -> int | None:
+    """Trains, evaluates and reports, or shows the plan; a recipe adapts what was not given.
+
+    Returns:
+        The exit status: that of an error where a dictionary could not be saved in the folder.
+    """
     import torch
 
     from dictionary_learning import parallel
@@ -197,6 +208,7 @@ def _train(
     from dictionary_learning._hardware import as_device
     from dictionary_learning._provenance import read_run
     from dictionary_learning._run_output import plan_of
+    from dictionary_learning.cli._candidates import places_of
     from dictionary_learning.cli._dry_run import show_plan
     from dictionary_learning.loggers import TensorBoardLogger
     from dictionary_learning.training import trainSAE
@@ -225,7 +237,7 @@ def _train(
             model = model or arguments.load(arguments.model)
             options |= {"model": model, "evaluations": evaluations(arguments, source, steps)}
         show_plan(source, configs, plan, as_device(device), save_dir, **options)
-        return
+        return 0
     # a report of a run that is overwritten is none of this one
     reported = _step_of_report(save_dir) if arguments.resume or arguments.resume_from else None
     if world.is_first:
@@ -249,35 +261,55 @@ def _train(
         **arguments.options(*_OF_TRAINING),
     )
     if not world.is_first:
-        return
+        return 0
+    places = places_of(save_dir, dictionaries)
+    status = _say_what_is_elsewhere(save_dir, places)
+    elsewhere = [place for place in places if place is not None] if status else []
     source.close()  # returns the memory of the rows before the evaluation needs it
     if save_dir.parent == Path(_RUNS):
         point_latest_at(save_dir)
     end = time.monotonic()
     if reported is not None and reported == read_run(save_dir)["volatile"]["sessions"][-1]["last_step"]:
-        logger.info(_NOTHING_NEW, save_dir / _REPORT, _evaluating(save_dir, arguments))
+        again = shown_command(evaluating(save_dir, arguments))
+        again = again if arguments.save_format == "own" else "remove that file, and repeat this command."
+        logger.info(_NOTHING_NEW, save_dir / _REPORT, again)
         _show_report(save_dir)
-        return
+        return status
     if text is None or arguments.model is None:
-        advice = "Trained in %.0f s. Evaluate with: %s --model MODEL --data DATA"
-        logger.info(advice, end - loaded, shlex.join(["dictionary-learning", "evaluate", str(save_dir)]))
-        return
+        words = evaluating(save_dir, arguments.replace(model=None), elsewhere)
+        asked = shown_command([*words, "--model", "MODEL", "--data", "DATA"])
+        logger.info("Trained in %.0f s. Evaluate with: %s", end - loaded, asked)
+        return status
     told = "" if "n_eval_tokens" in given else " (--n-eval-tokens says another number)"
     on = f"{counted(arguments.n_eval_tokens or 0, 'token')}{told} of {text[1].name}"
     logger.info("Trained in %.0f s. Evaluating on %s.", end - loaded, on)
     seconds = {"load": loaded - start, "train": end - loaded}
     try:
         model = model or arguments.load(arguments.model)
-        _evaluate(arguments, model, dictionaries, text[1], source, save_dir, seconds)
+        written = _evaluate(arguments, model, dictionaries, text[1], source, save_dir, seconds)
     except Exception as error:  # what was trained is saved, and no failure of a run
         if interrupt_behind(error):
             raise
-        again = f"The dictionaries are saved in '{save_dir}'. Evaluate them with: {_evaluating(save_dir, arguments)}"
+        there = " and ".join(f"'{place}'" for place in elsewhere or ([] if status else [save_dir]))
+        command = shown_command(finishing(save_dir, arguments, elsewhere))
+        again = f"The dictionaries are saved in {there}. Evaluate them with: {command}" if there else ""
         logger.warning("The evaluation failed (%s: %s). %s", type(error).__name__, error, again)
+        return status
+    written.show()
+    if not status and arguments.save_format == "own":  # others' files do not say what was read
+        logger.info("Pages of their latents: %s", shown_command(showing(save_dir, arguments)))
+    return status
 
 
-def _evaluating(save_dir: Path, arguments: TrainArguments) -> str:
-    return shlex.join(["dictionary-learning", *evaluating(save_dir, arguments)])
+def _say_what_is_elsewhere(save_dir: Path, places: "Sequence[Path | None]") -> int:
+    """Says which dictionaries are not in the folder; returns the exit status."""
+    own = [save_dir / f"trainer_{number}" for number in range(len(places))]
+    moved = {one.name: place for one, place in zip(own, places, strict=True) if place != one}
+    if moved:
+        where = {name: f"in '{place}'" if place else "nowhere" for name, place in moved.items()}
+        told = "; ".join(f"{name} is {there}" for name, there in where.items())
+        logger.error("Not all dictionaries are in '%s': %s. Make room, and move them there.", save_dir, told)
+    return 2 if moved else 0
 
 
 def _show_report(save_dir: Path) -> None:
@@ -285,6 +317,7 @@ def _show_report(save_dir: Path) -> None:
     report, page = json.loads((save_dir / _REPORT).read_text(encoding="utf-8")), str(save_dir / "report.html")
     found = [
         {"name": one["name"], "site": one["site"], "folder": str(save_dir / f"trainer_{n}"), "metrics": one["metrics"]}
+        | ({"convention_metrics": one["convention_metrics"]} if one.get("convention_metrics") else {})
         for n, one in enumerate(report["dictionaries"])
     ]
     write_result({"report": page, "dictionaries": found}, [page])
@@ -308,7 +341,7 @@ def _evaluate(
     source: "Activations",
     save_dir: Path,
     seconds: Mapping[str, float],
-) -> None:
+) -> "Written":
     """Evaluates what was trained on the text that was held out, and writes the report."""
     from dictionary_learning.cli._candidates import candidates_of, trained
     from dictionary_learning.cli._evaluate import report_on
@@ -324,6 +357,4 @@ def _evaluate(
         token_filter=source.filter,
         norm_limits=source.norm_limits,
     )
-    report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start}).show()
-    place, pages = (shlex.quote(str(path)) for path in (save_dir, save_dir / "latents"))
-    logger.info("Pages of their latents: dictionary-learning dashboard %s --save-dir %s", place, pages)
+    return report_on(report, saved, save_dir, {**seconds, "evaluate": time.monotonic() - start})

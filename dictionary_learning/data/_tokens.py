@@ -107,6 +107,11 @@ class TokenStream:
         self._before: dict[str, Any] | None = None  # the state before a call that has not returned
         self._is_released = False  # whether somebody says which states are not loaded again
 
+    @property
+    def begins_with_bos(self) -> bool | None:
+        """Whether every context begins with BOS; None where token ids were made before."""
+        return self.special.at_context if self.source.tokenized is None else None
+
     @cached_property  # reads the whole vocabulary
     def vocab_size(self) -> int | None:
         """The number of known token ids."""

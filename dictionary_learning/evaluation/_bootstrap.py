@@ -7,6 +7,7 @@ that differences between them are paired. Efron and Tibshirani 1993, chapters 6 
 """
 
 import dataclasses
+import math
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,17 @@ LEVEL = 0.95
 """Share of intervals that hold the true value."""
 FEW_DOCUMENTS = 20
 """Documents below which an error bar is a rough guess."""
+_SHARES = ("frac_alive", "frac_dense", "share_of_tokens", "share_of_error", "auc", "accuracy", "balanced_accuracy",
+           "f1", "rate", "kept")  # fmt: skip
+_SIZES = ("l0", "l1_loss", "l2_loss", "mse", "fvu", "l2_ratio", "n_alive", "kl", "ce_reconstructed", "ce_clean")
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(_SHARES, (0.0, 1.0)),
+    **dict.fromkeys(_SIZES, (0.0, math.inf)),
+    **dict.fromkeys(("cossim", "cosine"), (-1.0, 1.0)),
+    "frac_variance_explained": (-math.inf, 1.0),
+}
+"""Within which a figure is, and so is its interval."""
+_ANY = (-math.inf, math.inf)
 _ROUNDING = 1e-12
 """Spread of a figure, as a share of it, up to which it is one of rounding: sums are in float64."""
 _LEAST_FINITE = 0.95
@@ -46,12 +58,12 @@ def document_weights(n_groups: int, n_resamples: int, seed: int) -> Float[Tensor
     )
 
 
-def error_bar(resampled: Float[Tensor, "resamples"], n_groups: int) -> ErrorBar | None:
+def error_bar(resampled: Float[Tensor, "resamples"], n_groups: int, name: str = "") -> ErrorBar | None:
     """Returns the spread of a figure over resamples; None where it exists in too few of them.
 
     Resamples vary a little less than new documents would, by the factor sqrt(1 - 1 / groups), for
     which the spread is corrected. The interval is wider by Student's t where groups are few, since
-    the spread itself is then a guess.
+    the spread itself is then a guess; but it ends where figures of the name do.
     """
     finite = resampled[resampled.isfinite()]
     if len(finite) < max(2, _LEAST_FINITE * len(resampled)):
@@ -60,10 +72,24 @@ def error_bar(resampled: Float[Tensor, "resamples"], n_groups: int) -> ErrorBar 
     tail = (1 - LEVEL) / 2
     middle = finite.mean()
     tails = finite.quantile(torch.tensor([tail, 1 - tail], dtype=finite.dtype))
-    ends = middle + widening * _heavier_tails(n_groups) * (tails - middle)
+    ends = (middle + widening * _heavier_tails(n_groups) * (tails - middle)).clamp(*_RANGES.get(name, _ANY))
     spread = float(widening * finite.std())
     # where all documents have one value, resamples differ by rounding
     return ErrorBar(spread if spread > _ROUNDING * abs(float(middle)) else 0.0, *ends.tolist())
+
+
+def wilson_bar(share: float, n: float) -> ErrorBar:
+    """Returns the spread of a share of n things where resamples tell none.
+
+    The ends are Wilson's (1927), which are within 0 and 1, and apart for a share of 1.
+    """
+    from scipy.stats import norm
+
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2)) / (1 + z**2 / n)
+    # rounding must not put an end of 0 or 1 beside the share
+    return ErrorBar(half / z, min(max(middle - half, 0.0), share), max(min(middle + half, 1.0), share))
 
 
 def chance_of(difference: float, standard_error: float, n_groups: int) -> float:

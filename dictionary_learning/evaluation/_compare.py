@@ -34,6 +34,8 @@ _OF_ALL_TEXT = ("frac_alive", "n_alive")
 """Metrics that no document has by itself. What a document takes with it may be the same number of
 latents for both dictionaries, which tells nothing of the error of their difference."""
 
+_SIMILAR_L0 = 1.1
+"""Ratio of L0 up to which differences of reconstruction are compared without a word on it."""
 _CERTAIN = 1e-6
 """Share of a difference below which its error is only rounding."""
 
@@ -278,6 +280,22 @@ def _changed(base: DictionaryReport, other: DictionaryReport) -> dict[str, tuple
     return {key: (one.get(key), two.get(key)) for key in keys if one.get(key) != two.get(key)}
 
 
+def _other_sparsity(entries: Sequence[tuple[Report, int]]) -> list[str]:
+    """Returns a sentence on dictionaries that use more or fewer latents than their reference."""
+    names, told = _names(entries), list[str]()
+    for pair in _pairs(entries):
+        one, base = (entries[n][0].dictionaries[entries[n][1]].metrics.get("l0", 0.0) for n in pair)
+        if max(one, base) > _SIMILAR_L0 * min(one, base):
+            told.append(f"{names[pair[0]]!r} has L0 {one:.1f} and {names[pair[1]]!r} {base:.1f}")
+    if not told:
+        return []
+    return [
+        f"{'; '.join(told)}. More latents for a token reconstruct it better, with any method: such differences of FVU, "
+        "cross-entropy and others are real, and none of the dictionaries' quality. Compare at a similar L0, or curves "
+        "over L0 (docs/sweeps.md)."
+    ]
+
+
 def _left_out(entries: Sequence[tuple[Report, int]], metrics: Sequence[str], found: Sequence[Difference]) -> list[str]:
     compared = {one.metric for one in found}
     missing = [metric for metric in metrics if metric in _OF_ALL_TEXT and metric not in compared]
@@ -298,6 +316,7 @@ def _notes(entries: Sequence[tuple[Report, int]], n_differences: int, n_document
     ]
     if n_documents < FEW_DOCUMENTS:
         notes.append(f"With {n_documents} documents, the error bars themselves are uncertain. Read more text.")
+    notes += _other_sparsity(entries)
     sites = {report.dictionaries[number].site for report, number in entries}
     if len(sites) == len(entries):
         notes.append("The dictionaries are of different sites: their figures do not measure the same activations.")

@@ -63,7 +63,7 @@ def bars(resampled: Mapping[str, Tensor], weights: Weights) -> dict[str, ErrorBa
     """Returns the error bar of each figure that has one; None if nothing was resampled."""
     if weights is None:
         return None
-    found = {name: error_bar(values, weights.shape[1]) for name, values in resampled.items()}
+    found = {name: error_bar(values, weights.shape[1], name) for name, values in resampled.items()}
     return {name: bar for name, bar in found.items() if bar is not None}
 
 

@@ -25,7 +25,9 @@ from dictionary_learning.exports._facts import Bars, LatentFacts, LatentPage, Sh
 from dictionary_learning.models import shown_name
 
 _WIDTH, _ROW, _HEAD = 11.0, 0.24, 3.1  # inches
-_COLUMNS = 118  # characters of an example
+_DPI = 130
+_COLUMNS = 126  # characters of an example
+_STEP = 10 / _DPI  # inches of one: whole dots, to which the widths of characters are rounded
 _N_TOP, _N_OTHER, _N_TOKENS = 8, 2, 10
 _SIZE = 8.5  # points
 _INK, _MUTED, _RULE = "#1b1f24", "#667079", "#d5dade"
@@ -33,7 +35,6 @@ _HOT, _COLD, _BAR = (0.93, 0.42, 0.10), (0.16, 0.44, 0.78), "#4878a8"
 _BOX = "\u25a1"
 _SHOWN_AS = {"\n": "\u21b5", "\t": "\u2192", "\r": "\u21b5", "\u00a0": " "}
 _LONGEST = 22  # characters of a promoted token
-_DPI = 130
 
 
 @checked()
@@ -79,6 +80,13 @@ def drawable(text: str) -> str:
 @functools.cache
 def _font() -> FontProperties:
     return FontProperties(family="DejaVu Sans Mono", size=_SIZE)
+
+
+def example_font() -> FontProperties:
+    """Returns the font of examples, a character of which is one step wide."""
+    found = _font().copy()
+    found.set_size(_STEP * 72 / 0.602)  # the font's width is 0.602 of its size
+    return found
 
 
 @functools.cache
@@ -179,9 +187,7 @@ def _draw_examples(figure: Figure, rows: Sequence[tuple[str, Shown | None]], max
     axes.set_axis_off()
     axes.set_xlim(0, _WIDTH)
     axes.set_ylim(0, height)
-    step = (_WIDTH - 1.3) / _COLUMNS  # inches of a character
-    wide = _font().copy()
-    wide.set_size(step * 72 / 0.602)  # the font's width is 0.602 of its size
+    wide = example_font()
     for n, (heading, example) in enumerate(rows):
         y = height - _HEAD - _ROW * (n + 0.4)
         if example is None:
@@ -190,10 +196,10 @@ def _draw_examples(figure: Figure, rows: Sequence[tuple[str, Shown | None]], max
         _write(figure, 0.85, y, _three(example.values[example.peak]), color=_MUTED, ha="right")
         for place, text, share in _pieces(example, maximum):
             if share > 0:
-                box = ((0.95 + place * step), y - 0.4 * _ROW)
+                box = ((0.95 + place * _STEP), y - 0.4 * _ROW)
                 look = {"facecolor": (*_HOT, 0.12 + 0.68 * share), "edgecolor": "none"}
-                axes.add_patch(Rectangle(box, len(text) * step, 0.8 * _ROW, **look))
-            _write(figure, 0.95 + place * step, y, text, fontproperties=wide)
+                axes.add_patch(Rectangle(box, len(text) * _STEP, 0.8 * _ROW, **look))
+            _write(figure, 0.95 + place * _STEP, y, text, fontproperties=wide)
 
 
 def _pieces(example: Shown, maximum: float) -> list[tuple[int, str, float]]:

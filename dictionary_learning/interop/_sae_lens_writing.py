@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._disk import write_json
-from dictionary_learning.capture._hook_names import hook_name, model_name
+from dictionary_learning.capture._hook_names import hook_name, is_hook, model_name
 from dictionary_learning.dictionaries import (
     Coder,
     Dictionary,
@@ -37,6 +37,12 @@ logger = logging.getLogger(__name__)
 
 _VERSION = "6.0.0"
 """The version of the form that is written; readers take a config without one for that of 5.x."""
+SAE_LENS = "sae_lens"
+"""Where the record of a run has the fields of SAELens that it was started with."""
+SITE = "site"
+"""The field of this package's among them: the site that the hook was found to be."""
+_GIVEN = ("model_name", "model_class_name", "exclude_special_tokens", "sequence_separator_token")
+_OF_THE_SITE = ("hook_name", "hook_layer", "hook_head_index")
 NORMALIZATIONS_THERE = {ours: theirs for theirs, ours in NORMALIZATIONS.items() if ours is not None}
 """Normalizations of each token by their names here, and in SAELens."""
 _ARCHITECTURES = {
@@ -100,10 +106,12 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
     info = DictionaryInfo.from_config(config)
     peer = config.get("peer")
     peers = peer.get("metadata") if isinstance(peer, Mapping) else None
-    metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": None, **(peers or {})}
-    if info.model is not None and (name := model_name(info.model)) is not None:
+    told = of_run(info)
+    metadata = {"sae_lens_version": _VERSION, "sae_lens_training_version": None, **told, **(peers or {})}
+    is_given = isinstance(config.get("model"), str)  # to whom writes it, or by other files
+    if info.model is not None and (is_given or "model_name" not in told) and (name := model_name(info.model)):
         metadata["model_name"] = name
-    elif info.sites:
+    elif info.sites and "model_name" not in metadata:
         logger.warning(
             "SAELens finds the language model by its name, and none is known for certain (%s). It is left out; give "
             "model_name= to have it.",
@@ -111,6 +119,8 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     for key, sites in (("hook_name", info.sites), ("hook_name_out", info.target_sites)):
         hooks = [hook_name(site, info.model) for site in sites]
+        if key in told and not any(map(is_hook, sites)):
+            hooks = [told[key]]
         if sites and (len(hooks) != 1 or hooks[0] is None):
             # with an unknown hook, SAELens says "No hook found" and goes on without the dictionary
             raise CheckpointError(
@@ -120,6 +130,40 @@ def _metadata(config: Mapping[str, Any]) -> dict[str, Any]:
         if hooks:
             metadata[key] = hooks[0]
     return metadata
+
+
+def of_run(info: DictionaryInfo) -> dict[str, Any]:
+    """Returns the metadata in the record of a training: as given, or as it read the text."""
+    config = info.config
+    run, buffer = (part if isinstance(part := config.get(name), Mapping) else {} for name in ("run", "buffer"))
+    rule: Any = buffer.get("filter")
+    begins = buffer.get("begins_with_bos")
+    known = {
+        "context_size": buffer.get("ctx_len"),
+        # before that was recorded, only a run without special tokens tells it
+        "prepend_bos": False if begins is None and buffer.get("add_special_tokens") is False else begins,
+        "dataset_path": run.get("data"),
+        "seqpos_slice": rule.get("seqpos_slice") if isinstance(rule, Mapping) else None,
+        "disable_concat_sequences": not buffer["pack"] if "pack" in buffer else None,
+    }
+    given: Any = _converted(config) or run.get(SAE_LENS)
+    if isinstance(given, Mapping):
+        is_there = info.sites in ((given.get(SITE),), (given.get("hook_name"),))
+        names = (*known, *_GIVEN, *(_OF_THE_SITE if is_there else ()))
+        known |= {name: value for name in names if (value := given.get(name)) not in (None, "")}
+        if not is_hook(str(known.get("hook_name"))):  # a site may be named there too
+            known.pop("hook_name", None)
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def _converted(config: Mapping[str, Any]) -> Any:
+    """Returns the metadata of the files of SAELens that a dictionary was converted from."""
+    for part in ("converted_from", "config", "metadata"):
+        found: Any = config.get(part)
+        if not isinstance(found, Mapping) or (part == "converted_from" and found.get("format") != "sae_lens"):
+            return None
+        config = found
+    return config
 
 
 def _coder(coder: Coder) -> tuple[dict[str, Any], dict[str, Tensor]]:

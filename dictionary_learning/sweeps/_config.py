@@ -3,7 +3,8 @@
 import dataclasses
 import itertools
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dictionary_learning.config import BaseConfig, field_types
@@ -23,11 +24,22 @@ class Point(NamedTuple):
     factors: Mapping[str, Any]
     """The settings that the sweep varies for this method."""
     config: OptimizationConfig
+    fixed: Mapping[str, Any] = MappingProxyType({})
+    """Further settings, of which other methods have several values."""
 
     @property
     def name(self) -> str:
         """The method, and what is varied."""
         return " ".join([self.method, *(f"{key}={_shown(value)}" for key, value in self.factors.items())])
+
+
+def with_fixed(points: Iterable[Point]) -> list[Point]:
+    """Returns points that know their one value of settings which other methods vary."""
+    found = list(points)
+    varied = list(dict.fromkeys(key for point in found for key in point.factors))
+    known = [{key: getattr(point.config, key, None) for key in varied if key not in point.factors} for point in found]
+    told = [{key: value for key, value in one.items() if value is not None} for one in known]
+    return [point._replace(fixed=one) for point, one in zip(found, told, strict=True)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,7 +67,7 @@ class SweepConfig(BaseConfig):
         Raises:
             ConfigError: A name or value cannot be used, or a combination occurs twice.
         """
-        found = [point for name in self.methods for point in self._of_method(str(name))]
+        found = with_fixed(point for name in self.methods for point in self._of_method(str(name)))
         names = [point.name for point in found]
         for name in names:
             if names.count(name) > 1:

@@ -6,7 +6,7 @@ from typing import Any, cast
 from dictionary_learning._run_setup import read_configs
 from dictionary_learning.config import field_types
 from dictionary_learning.errors import ConfigError, UnknownNameError
-from dictionary_learning.sweeps._config import Point, SweepConfig
+from dictionary_learning.sweeps._config import Point, SweepConfig, with_fixed
 from dictionary_learning.sweeps._results import SEED
 from dictionary_learning.synthetic import Case
 from dictionary_learning.trainers import TRAINERS, OptimizationConfig
@@ -38,7 +38,7 @@ def points_of(methods: Any, case: Case) -> list[Point]:
             raise ConfigError("A seed is that of features, rows and weights here. Give seeds (--seeds), and no seed.")
         if point.config.needs_contexts:
             raise ConfigError(f"'{point.method}' trains on contexts of a model, and synthetic rows have none.")
-    return [point._replace(config=_filled(point.config, case)) for point in points]
+    return with_fixed(point._replace(config=_filled(point.config, case)) for point in points)
 
 
 def _config(given: Any) -> OptimizationConfig:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 SEED = "seed"
@@ -24,6 +25,8 @@ class Row(NamedTuple):
     """Standard errors of figures, where the evaluation gives them."""
     missing: str = "diverged"
     """Why there are no figures, if there are none: "diverged" or "not scored"."""
+    fixed: Mapping[str, Any] = MappingProxyType({})
+    """Further settings of its method, which other methods of the sweep vary."""
 
 
 class SweepResult(NamedTuple):
@@ -52,6 +55,8 @@ class Summary(NamedTuple):
     """Standard errors: of the mean over seeds, or of the evaluation where there is one seed."""
     missing: str = "diverged"
     """Why there are no figures, if n is 0."""
+    fixed: Mapping[str, Any] = MappingProxyType({})
+    """Further settings of the method, which other methods of the sweep vary."""
 
     @property
     def name(self) -> str:
@@ -97,7 +102,9 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
             elif len(measured) == 1 and key in measured[0].errors:
                 errors[key] = measured[0].errors[key]
         factors = {key: value for key, value in first.factors.items() if key != SEED}
-        found.append(Summary(first.method, factors, first.site, len(measured), means, errors, first.missing))
+        found.append(
+            Summary(first.method, factors, first.site, len(measured), means, errors, first.missing, first.fixed)
+        )
     return found
 
 

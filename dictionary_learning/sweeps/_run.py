@@ -198,6 +198,7 @@ def _evaluated(
                 at,
                 one["figures"],
                 one["errors"] or {},
+                fixed=entry.point.fixed,
             )
         )
     return rows

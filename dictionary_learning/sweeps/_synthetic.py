@@ -175,7 +175,8 @@ def _scored(group: Sequence[_Planned], place: Path, data: SyntheticActivations, 
         factors = {**one.point.factors, SEED: one.seed}
         figures = {name: value for name, value in measured.get(one.name, {}).items() if name != "n_tokens"}
         missing = "not scored" if (at / WEIGHTS).is_file() else "diverged"
-        rows.append(Row(one.name, one.point.method, factors, str(next(iter(data.widths))), at, figures, {}, missing))
+        site = str(next(iter(data.widths)))
+        rows.append(Row(one.name, one.point.method, factors, site, at, figures, {}, missing, one.point.fixed))
     return rows
 
 

@@ -84,7 +84,7 @@ def cells(found: Sequence[Summary], plus_minus: str = " ± ", sheet: Sheet = SWE
     ]
     rows: list[list[str]] = []
     for i, one in enumerate(found):
-        settings = [_text(one.factors.get(key)) for key in factors]
+        settings = [_text({**one.fixed, **one.factors}.get(key)) for key in factors]
         figures = [_figure(one, column, plus_minus) for column in columns]
         mark = "yes" if i in best else one.missing if not one.n else ""
         rows.append([one.method, *([one.site] if several else []), *settings, str(one.n), *figures, mark])
@@ -154,7 +154,7 @@ def as_csv(rows: Sequence[Row]) -> str:
         ["name", "method", "site", *factors, *figures, *(f"{key} standard error" for key in errors), "folder"]
     )
     for row in rows:
-        values = [_text(row.factors.get(key), "") for key in factors]
+        values = [_text({**row.fixed, **row.factors}.get(key), "") for key in factors]
         values += [repr(row.figures[key]) if key in row.figures else "" for key in figures]
         values += [repr(row.errors[key]) if key in row.errors else "" for key in errors]
         folder = "/".join(row.folder.parts[-2:])

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import logging
+from typing import get_args
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import yaml
 import dictionary_learning as dl
 from dictionary_learning.cli import main
 from dictionary_learning.cli._export import ExportArguments
+from dictionary_learning.config import field_types
 from dictionary_learning.dictionaries import DictionaryInfo
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.interpretation import Explanation, collect_contexts
@@ -137,13 +140,15 @@ def test_names_of_a_graph_are_checked_before_it_is_computed(place, tmp_path, mon
     assert message in caplog.records[-1].getMessage()
 
 
-def test_control_vector(place, tmp_path, capsys):
+def test_control_vector(place, tmp_path, capsys, caplog):
+    caplog.set_level(logging.INFO)
     gguf = pytest.importorskip("gguf")
     path = export(capsys, place / "mine", tmp_path, "--to", "control-vector", "--strengths", "5:2", "7:-0.5")
     (tensor,) = gguf.GGUFReader(path).tensors
     rows = dl.load_dictionary(place / "mine").W_dec
     assert tensor.name == "direction.1"
     assert torch.allclose(torch.tensor(tensor.data), 2 * rows[5] - 0.5 * rows[7], atol=1e-6)
+    assert not [one for one in caplog.records if one.name.startswith("gguf")]  # of a temporary name
 
 
 @pytest.mark.parametrize(
@@ -156,7 +161,6 @@ def test_control_vector(place, tmp_path, capsys):
         ("mine", ["--to", "circuit-tracer"], "wiring="),
         ("run", ["--to", "attribution-graph"], "Give --prompt"),
         ("run", ["--to", "attribution-graph", "--prompt", "w1"], "Give --model"),
-        ("mine", ["--to", "png"], "the command contexts"),
         ("store", ["--to", "png", "--model", "m"], "Give both"),
         ("store", ["--to", "png", "--dictionary", "other"], "mine"),
         ("store", ["--to", "png", "--latents", "99"], "latents 0 to 23"),
@@ -169,3 +173,15 @@ def test_control_vector(place, tmp_path, capsys):
 def test_what_is_missing_is_said(place, tmp_path, caplog, source, options, message):
     assert main(["export", str(place / source), str(tmp_path), *options]) == 2
     assert message in caplog.records[-1].getMessage()
+
+
+@pytest.mark.parametrize("to", get_args(field_types(ExportArguments)["to"]))
+def test_every_kind_says_what_it_is_made_of(place, tmp_path, caplog, to):
+    """As who has contexts and wants circuit-tracer's files, or dictionaries and wants Neuronpedia's."""
+    of_contexts = to in ("neuronpedia", "neuronpedia-upload", "saedashboard", "png")
+    for source in ["run", "mine"] if of_contexts else ["store"]:
+        assert main(["export", str(place / source), str(tmp_path), "--to", to]) == 2
+        message = caplog.records[-1].getMessage()
+        assert f"Got --to {to} with '{place / source}'" in message
+        expected = f"dictionary-learning contexts {place / source} --save-dir store" if of_contexts else "from weights"
+        assert expected in message and all(name in message for name in (["control-vector"] if of_contexts else ["png"]))

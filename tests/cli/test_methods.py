@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,7 +42,7 @@ def traced():
 def train(traced, tmp_path, monkeypatch):
     """Trains on a small model, without the report's page, and returns the saved configs."""
     monkeypatch.setattr(CaptureArguments, "load", lambda self, model: traced)
-    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", lambda *_: Path())
+    monkeypatch.setattr("dictionary_learning.cli._evaluate.report_on", lambda *_: SimpleNamespace(show=print))
     (tmp_path / "text.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in tiny.documents(30)))
 
     def run(*options: str) -> list[dict]:

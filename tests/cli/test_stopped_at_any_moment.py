@@ -1,8 +1,10 @@
 """A signal at any moment of `train`, `sweep` and `benchmark` ends in one way, and says what goes on."""
 
+import importlib
 import json
 import shlex
 import signal
+import time
 
 import pytest
 import yaml
@@ -12,10 +14,11 @@ import dictionary_learning.cli._train as command
 import dictionary_learning.evaluation as evaluation
 from dictionary_learning import load_dictionary, training
 from dictionary_learning._provenance import RunRecord
+from dictionary_learning._stop_request import ending_at_once
 from dictionary_learning.buffer import ActivationBuffer
 from dictionary_learning.cli import STOPPED, main
 from dictionary_learning.cli._parser import without
-from dictionary_learning.cli._stopping import evaluating, what_goes_on
+from dictionary_learning.cli._stopping import what_goes_on
 from dictionary_learning.cli._train_options import TrainArguments
 from dictionary_learning.loggers import LoggerGroup
 from dictionary_learning.sweeps import _run as of_sweeps, _synthetic as of_benchmarks
@@ -94,7 +97,7 @@ def test_a_run_that_is_stopped_goes_on(folder, tmp_path, caplog, monkeypatch, mo
     assert is_short == (list(MOMENTS).index(moment) > list(MOMENTS).index("a step"))
     report = tmp_path / "run" / "report.json"
     report.unlink(missing_ok=True)
-    assert main([*going_on, *(["--n-tokens", "64", "--n-fidelity-tokens", "0"] if is_short else [])]) == 0
+    assert main(going_on) == 0
     found = load_dictionary(tmp_path / "run" / "trainer_0")
     assert (found.k, found.info.config["trained"]["step"]) == (2, 20) and report.is_file()
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == [
@@ -103,21 +106,57 @@ def test_a_run_that_is_stopped_goes_on(folder, tmp_path, caplog, monkeypatch, mo
     ]
 
 
+EARLY = {
+    "train": ["train", "model", "text.jsonl", "--save-dir", "run"],
+    "sweep": ["sweep", "grid.yaml", "--save-dir", "grid"],
+    "benchmark": ["benchmark", "synthetic", "--save-dir", "grid"],
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", EARLY)
+def test_a_command_that_is_stopped_before_it_knows_its_options_is_given_again(name, number, monkeypatch, caplog):
+    """As while packages are imported."""
+    monkeypatch.setattr("dictionary_learning.cli.build_parser", lambda *_: signal.raise_signal(number))
+    assert main(EARLY[name]) == STOPPED
+    assert words_that_go_on(caplog) == EARLY[name]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("name", ["cache", "contexts"])
+def test_a_command_that_continues_says_so_at_any_moment(name, number, monkeypatch, caplog):
+    monkeypatch.setattr("dictionary_learning.cli._run", lambda *_: signal.raise_signal(number))
+    assert main([name, "model", "text.jsonl"]) == STOPPED
+    assert caplog.messages[-1].endswith("The same command goes on.")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_until_a_module_is_imported(number, tmp_path, monkeypatch):
+    """Some packages are not imported a second time in a process, and others take it for one that is missing."""
+    name = f"module_with_signal_{number}"
+    body = (
+        f"import signal\ntry:\n    signal.raise_signal({int(number)})\nexcept BaseException:\n    pass\nwhole = True\n"
+    )
+    (tmp_path / f"{name}.py").write_text(body)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(KeyboardInterrupt), ending_at_once():
+        found = importlib.import_module(name)
+        assert found.whole
+        time.sleep(5)
+        raise AssertionError("the signal was not noticed")
+    assert found.whole
+
+
+def test_a_signal_that_a_process_ignores_stays_ignored():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with ending_at_once():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+
+
 def test_a_run_that_goes_on_elsewhere_is_begun_again_from_there(tmp_path):
     told = TrainArguments(model="m", data="d", save_dir=str(tmp_path), resume_from="runs/first")
     assert what_goes_on(told, tmp_path, None) == ("", ["--save-dir", str(tmp_path), "--resume-from", "runs/first"])
-
-
-def test_what_is_evaluated_is_said_again_where_files_may_not_choose_it(tmp_path, monkeypatch):
-    (tmp_path / "here").mkdir()
-    (tmp_path / "model").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    (tmp_path / "here" / "linked").symlink_to(tmp_path / "model")
-    for name in (str(tmp_path / "model"), "../model", "linked"):
-        assert evaluating("run", TrainArguments(model=name, data="owner/text")) == ["evaluate", "run", "--model", name]
-    assert evaluating("run", TrainArguments(model="gpt2", data="/far.txt")) == ["evaluate", "run", "--data", "/far.txt"]
-    assert evaluating("run", TrainArguments(model="gpt2", data="owner/text")) == ["evaluate", "run"]
-    assert evaluating("run", TrainArguments(data="/a/cache")) == ["evaluate", "run"]
 
 
 GRIDS = {

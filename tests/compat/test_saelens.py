@@ -13,6 +13,7 @@ from dictionary_learning.compat.sae_training.config import LanguageModelSAERunne
 from dictionary_learning.compat.sae_training.lm_runner import language_model_sae_runner
 from dictionary_learning.compat.sae_training.utils import LMSparseAutoencoderSessionloader
 from dictionary_learning.compat.saelens import (
+    SAE,
     AbsTopKTrainingSAEConfig,
     BatchTopKTrainingSAEConfig,
     GatedTrainingSAEConfig,
@@ -31,8 +32,10 @@ from dictionary_learning.compat.saelens import (
 from dictionary_learning.compat.saelens._hooks import site_of_hook
 from dictionary_learning.compat.saelens._translation import check_fields, save_steps, steps_of, trainer_config
 from dictionary_learning.compat.saelens.runner import _plain, buffer_of
+from dictionary_learning.data import TokenStream, as_source
 from dictionary_learning.dictionaries import IdentityDict
 from dictionary_learning.errors import ConfigError, ModelError, SiteError, UnknownNameError
+from dictionary_learning.interop import convert
 from dictionary_learning.parallel._ranks import Alone
 from dictionary_learning.trainers import TrainerTopK
 from tests import tiny
@@ -311,7 +314,8 @@ def test_a_session_reads_only_what_a_runner_wrote(places, tmp_path):
         (run / "run.json").write_text(json.dumps(other))
         model = load_model(str(places / "model"))
         _, _, activations = load(str(run / "trainer_0"), tiny.documents(40), override_model=model)
-        assert activations.ctx_len == 128  # the default
+        # of the dictionary's own files; of the run, the default
+        assert (activations.ctx_len, activations.out_batch_size) == (12, 4096)
 
 
 class SecondOfTwo(Alone):
@@ -360,11 +364,69 @@ def test_hooks_of_transformer_lens(hook, site):
     "attn.hook_z", "mlp.hook_post", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_pre",
     "hook_resid_post", "hook_embed",
 ])  # fmt: skip
-def test_every_hook_of_the_table_trains(places, tmp_path, hook):
+def test_every_hook_of_the_table_trains_and_is_kept_as_it_was_given(places, tmp_path, hook, caplog):
     name = hook if hook == "hook_embed" else f"blocks.1.{hook}"
     width = 4 * tiny.DIM if hook == "mlp.hook_post" else tiny.DIM
-    sae = SAETrainingRunner(tutorial(places, tmp_path, hook_name=name, hook_layer=None, d_in=width)).run()
-    assert sae.activation_dim == width
+    cfg = tutorial(places, tmp_path, hook_name=name, hook_layer=None, d_in=width)
+    sae = SAETrainingRunner(cfg).run()
+    assert sae.activation_dim == width and "hook_name=" not in caplog.text
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    sae.save_model(tmp_path / "saved")
+    for one in (sae, SAE.load_from_disk(run / "trainer_0"), SAE.load_from_disk(tmp_path / "saved")):
+        assert one.cfg.hook_name == one.cfg.metadata.hook_name == name
+
+
+OF_METADATA = ("model_name", "hook_name", "context_size", "prepend_bos", "dataset_path", "exclude_special_tokens",
+               "disable_concat_sequences")  # fmt: skip
+"""What SAELens 6 takes over from the config of a run."""
+
+
+@pytest.mark.parametrize("prepend_bos", [True, False])
+def test_metadata_say_how_the_run_read_its_text(places, tmp_path, prepend_bos):
+    """As the tutorial tokenizes text for a dictionary: by its context_size and prepend_bos."""
+    cfg = tutorial(places, tmp_path, prepend_bos=prepend_bos, hook_layer=None)
+    sae = SAETrainingRunner(cfg).run()
+    (run,) = (tmp_path / "checkpoints").iterdir()
+    sae.save_model(tmp_path / "saved")
+    convert(run / "trainer_0", tmp_path / "own", to="own")
+    convert(tmp_path / "own", tmp_path / "again", to="sae_lens")
+    for place in (
+        None,
+        run / "trainer_0",
+        run / "trainer_0" / "checkpoints" / "step_4",
+        *(tmp_path / name for name in ("saved", "own", "again")),
+    ):
+        found = sae if place is None else SAE.load_from_disk(place)
+        assert {name: found.cfg.metadata[name] for name in OF_METADATA} == {
+            name: getattr(cfg, name) for name in OF_METADATA
+        }, place
+        assert found.cfg.context_size == 16 and found.cfg.prepend_bos is prepend_bos
+
+
+def test_metadata_say_nothing_of_what_was_given_instead(places, tmp_path):
+    changes = tutorial(places, tmp_path, checkpoint_path=None, n_checkpoints=0, d_in=None).given
+    cfg = LanguageModelSAERunnerConfig(**{k: v for k, v in changes.items() if k not in ("model_name", "dataset_path")})
+    model = load_model(tiny.model("gpt2"), tokenizer=tiny.tokenizer())
+    sae = SAETrainingRunner(cfg, override_dataset=tiny.documents(60), override_model=model).run()
+    assert sae.cfg.dataset_path is None and sae.cfg.model_name != "gelu-2l"
+
+
+@pytest.mark.parametrize(("options", "expected"), [
+    ({}, True), ({"add_special_tokens": False}, False), ({"tokens": {"bos": "document"}}, False),
+    ({"tokens": {"bos": "none", "separator": "eos"}}, False), ({"pack": False}, True),
+])  # fmt: skip
+def test_metadata_of_a_run_of_this_package(places, tmp_path, options, expected):
+    model, options = load_model(str(places / "model")), dict(options)
+    data = as_source(tiny.documents(60))
+    if tokens := options.pop("tokens", None):
+        data = TokenStream(data, model.tokenizer, ctx_len=16, epochs=None, **tokens)
+    buffer = ActivationBuffer(data, model, "transformer.h.1", ctx_len=16, n_ctxs=16, out_batch_size=32, **options)
+    trainSAE(buffer, TrainerTopK.Config(k=4, dict_size=64), 2, save_dir=tmp_path / "run", progress=False, device="cpu")
+    convert(tmp_path / "run" / "trainer_0", tmp_path / "converted", to="sae_lens")
+    for place in (tmp_path / "run" / "trainer_0", tmp_path / "converted"):
+        said = SAE.load_from_disk(place).cfg.metadata
+        assert (said.context_size, said.prepend_bos, said.hook_name) == (16, expected, "blocks.1.hook_resid_post")
+        assert said.disable_concat_sequences is (options.get("pack") is False)
 
 
 def test_a_config_may_name_heads_as_the_data_did(places):

@@ -47,6 +47,16 @@ def test_two_reports_and_one_of_both_give_the_same_differences(one, two):
         assert mine.difference == pytest.approx(theirs.difference, rel=1e-4, abs=1e-6)
 
 
+def test_another_l0_is_said_in_every_form(one, two):
+    """More latents reconstruct better, with any method."""
+    found = compare_reports([one, two])
+    assert any("'top_k-8' has L0 8.0 and 'top_k-4' 4.0" in note for note in found.notes)
+    for form in ("text",):
+        assert "Compare at a similar L0" in " ".join(COMPARISONS[form](found).split())
+    same = compare_reports([one, one])
+    assert not any("L0" in note for note in same.notes)
+
+
 def test_the_error_is_that_of_the_difference_on_the_same_documents(one, two):
     (fvu,) = [d for d in compare_reports([one, two]).differences if d.metric == "fvu"]
     assert fvu.difference == pytest.approx(two.dictionaries[0].metrics["fvu"] - one.dictionaries[0].metrics["fvu"])

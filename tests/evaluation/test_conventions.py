@@ -4,10 +4,14 @@ import math
 
 import pytest
 import torch
+from markupsafe import escape
 
 from dictionary_learning import AutoEncoderTopK, Candidate, EvaluationConfig, Site, evaluate_dictionaries, load_model
 from dictionary_learning.data import TokenBatch, TokenStream, as_text_source
 from dictionary_learning.evaluation._conventions import CONVENTIONS, Logits, SpecialTokens
+from dictionary_learning.evaluation.reports import RENDERERS
+from dictionary_learning.evaluation.reports._contents import BASELINES, DASH, DETAILS, TABLE, decimal
+from dictionary_learning.evaluation.reports._conventional import DEFINED, PACKAGES, lines_of, rows_of
 from tests import tiny
 
 IDS = SpecialTokens((0, 1, 2), 2)
@@ -149,3 +153,36 @@ def test_saelens_itself_gives_the_same_variance():
     convention = CONVENTIONS["saelens"](IDS)
     convention.update(x, y, latents)
     assert convention.compute()["explained_variance"] == pytest.approx(float(calculator.compute()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in CONVENTIONS.items()])
+def test_every_form_of_a_report_shows_them_beside_ours_with_their_definitions(name):
+    model = load_model(tiny.model(), tokenizer=tiny.tokenizer())
+    text = as_text_source(tiny.documents(12, seed=3))
+    config = EvaluationConfig(
+        n_tokens=120, n_fidelity_tokens=60, batch_size=2, ctx_len=12, convention=name, n_geometry_latents=0
+    )
+    torch.manual_seed(0)
+    candidate = Candidate("mine", AutoEncoderTopK(tiny.DIM, 32, 3), Site("model.layers.0"))
+    report = evaluate_dictionaries(model, candidate, text, config)
+    figures = report.dictionaries[0].convention_metrics
+    assert set(DEFINED[name]) == set(figures)  # each has a definition, and none is of another
+    known = {metric.key for metric in (*TABLE, *DETAILS)} | {"ce_clean", *BASELINES}
+    assert {one.ours for one in DEFINED[name].values()} <= known | {None}
+    ours = {row.key: row.ours for row in rows_of(report)}
+    (ablated,) = report.ablation.values()
+    own = {"ce_clean": report.ce_clean, **dict(ablated.items()), **report.dictionaries[0].metrics}
+    expected = {key: DASH if one.ours is None else decimal(own[one.ours]) for key, one in DEFINED[name].items()}
+    assert ours == expected and sum(value != DASH for value in ours.values()) > 7
+    shown = {form: RENDERERS[form](report) for form in ("markdown", "html")}
+    for form, text in shown.items():
+        assert f"As {PACKAGES[name]} computes them" in text
+        for key, value in figures.items():
+            meaning = DEFINED[name][key].meaning
+            meaning = meaning.replace("<x, x_hat>", "`<x, x_hat>`") if form == "markdown" else str(escape(meaning))
+            assert key in text and decimal(value) in text and meaning in text
+    (head, line) = lines_of(report)
+    assert head[0] == f"by {PACKAGES[name]}" and line[0] == "mine" and f"(ours {ours['l0']})" in line[1]
+    plain = evaluate_dictionaries(model, candidate, as_text_source(tiny.documents(12, seed=3)),
+                                  config.replace(convention="canonical"))  # fmt: skip
+    assert lines_of(plain) == [] and all("computes them" not in RENDERERS[form](plain) for form in shown)

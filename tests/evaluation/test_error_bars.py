@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import math
+import re
 
 import pytest
 import torch
@@ -16,10 +18,11 @@ from dictionary_learning.evaluation import (
     merge_reports,
     read_report,
 )
-from dictionary_learning.evaluation._bootstrap import chance_of, document_weights, error_bar
+from dictionary_learning.evaluation._bootstrap import chance_of, document_weights, error_bar, wilson_bar
 from dictionary_learning.evaluation._documents import group_documents
 from dictionary_learning.evaluation._reading import REPORT, SUMS
 from dictionary_learning.evaluation.reports import RENDERERS, render_json, write_report
+from dictionary_learning.evaluation.reports._contents import percent, plus_minus
 from tests import tiny
 
 SITE = "model.layers.1:out"
@@ -128,6 +131,42 @@ def test_every_figure_of_a_report_has_its_error_bar():
     assert report.errors["ce_clean"].standard_error > 0
     assert {"ce_zero", "ce_mean", "ce_resample", "kl_zero"} <= set(report.ablation[SITE].errors)
     assert entry.figure("fvu").error is entry.errors["fvu"] and entry.figure("fvu").value == entry["metrics"]["fvu"]
+
+
+def test_intervals_end_where_their_figures_do():
+    """Of few documents, Student's t would make them wider than the range of a figure."""
+    report = evaluated([" ".join(TEXT[:40]), " ".join(TEXT[5:60]), " ".join(TEXT[20:90])])
+    groups = [group for entry in report.dictionaries for group in (*entry.by_position, *entry.by_token_class)]
+    ranges = {"frac_alive": (0, 1), "share_of_tokens": (0, 1), "share_of_error": (0, 1), "cossim": (-1, 1)}
+    ranges |= dict.fromkeys(("l0", "mse", "fvu", "l2_ratio", "kl", "l1_loss", "n_alive"), (0, math.inf))
+    seen = set()
+    for errors in (one.errors for one in (*report.dictionaries, *groups)):
+        for name, bar in (errors or {}).items():
+            low, high = ranges.get(name, (-math.inf, math.inf))
+            assert low <= bar.low <= bar.high <= high, name
+            seen.add(name)
+    assert set(ranges) - seen <= {"fvu"}
+    for form in ("markdown", "html"):
+        shares = re.findall(r"\(([\d.]+)% to ([\d.]+)%\)", RENDERERS[form](report))
+        assert shares and all(0 <= float(low) <= float(high) <= 100 for low, high in shares)
+        assert not re.search(r"%\W* ± ", RENDERERS[form](report))
+    old = {"standard_error": 0.06, "low": 0.85, "high": 1.1}
+    assert plus_minus(old, percent) == " (85.00% to 100.00%)" and plus_minus(old) == " ± 0.0600"
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.0, 4), (1.0, 4), (1.0, 100), (0.5, 10), (0.97, 30)])
+def test_wilson_is_that_of_statistics(share, n):
+    expected = proportion_confint(share, n)
+    bar = wilson_bar(share, n)
+    assert (bar.low, bar.high) == pytest.approx(expected, abs=1e-9) and 0 <= bar.low <= share <= bar.high <= 1
+
+
+def proportion_confint(share, n):
+    """The roots of (p - share)^2 = z^2 p (1 - p) / n."""
+    z = 1.959963984540054
+    a, b, c = 1 + z**2 / n, -(2 * share + z**2 / n), share**2
+    root = math.sqrt(max(b * b - 4 * a * c, 0))
+    return (-b - root) / (2 * a), (-b + root) / (2 * a)
 
 
 def test_error_bars_do_not_depend_on_batches_or_on_the_order_of_candidates():

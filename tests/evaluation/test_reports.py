@@ -134,6 +134,19 @@ def test_text_holds_each_dictionary_and_its_figures(report: dict[str, Any], name
 
 
 @pytest.mark.parametrize("name", ["markdown", "html"])
+def test_text_says_how_dictionaries_were_trained(report: dict[str, Any], name: str) -> None:
+    for d in report["dictionaries"]:
+        d["config"] |= {"k": d["k"], "lr": 0.000731, "seed": 4711}
+        d["history"][-1] |= {"step": 7_003, "tokens": 14_342_144}
+    text = RENDERERS[name](report)
+    for shown in ("7,003", "14,342,144", "0.000731", "4711"):
+        assert text.count(shown) >= 3
+    for d in report["dictionaries"]:
+        del d["config"], d["history"]
+    assert "## Training" not in RENDERERS[name](report) and "trained steps" not in RENDERERS[name](report)
+
+
+@pytest.mark.parametrize("name", ["markdown", "html"])
 def test_text_says_what_is_left_out(report: dict[str, Any], name: str) -> None:
     assert "Excluded from training, splicing and metrics alike: padding, the token id 1." in RENDERERS[name](report)
 
@@ -183,7 +196,7 @@ def test_html_escapes_what_the_report_says(report: dict[str, Any]) -> None:
 def test_markdown_keeps_its_table_whatever_the_names(report: dict[str, Any]) -> None:
     report["dictionaries"][0]["name"] = "a|b`c\nscript"
     lines = RENDERERS["markdown"](report).splitlines()
-    (row,) = [line for line in lines if "a\\|b'c script" in line]
+    row, *_ = [line for line in lines if "a\\|b'c script" in line]
     bars = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|") and SITE in line]
     assert len(set(bars[:2])) == 1
     assert "`a\\|b'c script`" in row
@@ -264,7 +277,7 @@ def test_unusual_reports_render(report: dict[str, Any], change: Any, name: str) 
 def test_dash_stands_for_a_value_that_is_missing(report: dict[str, Any]) -> None:
     report["dictionaries"][0]["metrics"]["fvu"] = float("nan")
     del report["dictionaries"][0]["metrics"]["kl"]
-    (row,) = [line for line in RENDERERS["markdown"](report).splitlines() if "`small`" in line]
+    row, _ = [line for line in RENDERERS["markdown"](report).splitlines() if "`small`" in line]
     assert row.count("\u2014") == 2
 
 
@@ -393,7 +406,7 @@ def test_markdown_holds_no_tag_image_or_link_of_a_name(report: dict[str, Any]) -
     text = RENDERERS["markdown"](report)
     assert not re.findall(r"<(?!/?code>|x, x_hat>)", text), text
     assert not re.findall(r"(?<!\\)\](?=\()", text)
-    (row,) = [line for line in text.splitlines() if "<code>" in line]
+    row, *_ = [line for line in text.splitlines() if "<code>" in line]
     (shown,) = re.findall(r"<code>(.*?)</code>", row)
     assert html.unescape(shown) == name and not set("<>|*[]`") & set(shown)
     assert row.count("|") == next(line for line in text.splitlines() if line.startswith("| ")).count("|")

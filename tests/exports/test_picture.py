@@ -6,12 +6,24 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dictionary_learning.errors import ConfigError
 from dictionary_learning.exports import write_latent_picture
 from dictionary_learning.exports._facts import Shown, page_of
-from dictionary_learning.exports._picture import _COLUMNS, _drawn, _pieces, _three, drawable
+from dictionary_learning.exports._picture import (
+    _COLUMNS,
+    _DPI,
+    _STEP,
+    _WIDTH,
+    _drawn,
+    _pieces,
+    _three,
+    drawable,
+    example_font,
+)
 from dictionary_learning.interpretation import Explanation
 from tests.exports.planted_facts import facts
 from tests.interpretation.planted import PlantedContexts
@@ -103,3 +115,18 @@ def test_peak_of_a_long_example_is_shown(peak):
     pieces = _pieces(example, 1.0)
     assert [text for _, text, share in pieces if share == 1] == [f" w{peak:03}"]
     assert all(0 <= column <= _COLUMNS - len(text) for column, text, _ in pieces)
+
+
+@pytest.mark.parametrize("letter", ["m", "i", "L", "W", "\u25a1"])
+def test_a_text_is_as_wide_as_its_place(letter):
+    """Widths of characters are rounded to dots, which add up over a long token."""
+    with matplotlib.style.context("default"):
+        figure = Figure(figsize=(_WIDTH, 4), dpi=_DPI)
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        font = example_font()
+        for n in (1, 7, _COLUMNS // 2, _COLUMNS):
+            wide = (
+                figure.text(0, 0.5, letter * n, fontproperties=font, parse_math=False).get_window_extent(renderer).width
+            )
+            assert wide == pytest.approx(n * _STEP * _DPI, abs=1)
+    assert 0.95 + _COLUMNS * _STEP < _WIDTH

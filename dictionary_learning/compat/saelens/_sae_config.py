@@ -15,13 +15,15 @@ from dictionary_learning.interop._sae_lens_writing import (
     NORMALIZATIONS_THERE,
     architecture_of,
     coder_settings,
+    of_run,
     temporal_settings,
 )
 
 OF_METADATA = (
     "model_name", "hook_name", "hook_name_out", "hook_layer", "hook_head_index", "context_size", "prepend_bos",
     "dataset_path", "seqpos_slice", "neuronpedia_id", "sae_lens_training_version",
-    "model_from_pretrained_kwargs", "dataset_trust_remote_code",
+    "model_from_pretrained_kwargs", "dataset_trust_remote_code", "model_class_name", "exclude_special_tokens",
+    "sequence_separator_token", "disable_concat_sequences",
 )  # fmt: skip
 """Fields that stand beside the others in 3 to 5, and in `metadata` in 6."""
 
@@ -149,14 +151,14 @@ def config_of(dictionary: Dictionary) -> SAEConfig:
 def _metadata_of(info: DictionaryInfo) -> SAEMetadata:
     peer = info.config.get("peer")
     settings: Mapping[str, Any] = peer if isinstance(peer, Mapping) else {}
-    nested = settings.get("metadata")
+    nested, told = settings.get("metadata"), of_run(info)
     older = {RENAMED.get(name, name): value for name, value in settings.items()}
-    known = {name: value for name, value in older.items() if name in OF_METADATA}
+    known = {**told, **{name: value for name, value in older.items() if name in OF_METADATA}}
     known |= dict(nested) if isinstance(nested, Mapping) else {}
-    found = {"model_name": None if info.model is None else model_name(info.model) or info.model}
+    found = {"model_name": told.get("model_name") or (info.model and (model_name(info.model) or info.model))}
     for key, sites in (("hook_name", info.sites), ("hook_name_out", info.target_sites)):
         if len(sites) == 1:
-            found[key] = hook_name(sites[0], info.model) or sites[0]
+            found[key] = told.get(key) or hook_name(sites[0], info.model) or sites[0]
     known |= {name: value for name, value in found.items() if value is not None}
     if known.get("hook_layer") is None and known.get("hook_name") is not None:
         known["hook_layer"] = layer_of(known["hook_name"])

@@ -29,6 +29,7 @@ from dictionary_learning.dictionaries import Dictionary, expand_or_convert, fold
 from dictionary_learning.dictionaries.nonlinearities import MatchingPursuit, StoppedPursuit
 from dictionary_learning.errors import CheckpointError, ConfigError
 from dictionary_learning.evaluation import EvaluationConfig
+from dictionary_learning.interop._sae_lens_writing import SAE_LENS, SITE
 from dictionary_learning.interop._safe import read_json
 from dictionary_learning.models import TracedModel, load_model
 from dictionary_learning.sites import Site
@@ -37,8 +38,6 @@ from dictionary_learning.training import trainSAE
 
 logger = logging.getLogger(__name__)
 
-_KEY = "sae_lens"
-"""Where the record of a run, and its dictionaries, have the fields that it was started with."""
 _LEVELS = 4
 """Folders above a dictionary in which the record of its run is looked for."""
 _HELD_OUT = 100
@@ -63,6 +62,9 @@ class LanguageModelSAETrainingRunner:
         override_sae: Any = None,
     ):
         check_fields(cfg)
+        overrides = {"model_name": override_model, "dataset_path": override_dataset}
+        # a default says nothing of what is given instead
+        self._unsaid = {name for name, given in overrides.items() if given is not None and name not in cfg.given}
         self.cfg, self.sae = cfg, override_sae
         # before the model is loaded: of several processes, each has a device of its own
         self.world = parallel.start()
@@ -117,7 +119,7 @@ class LanguageModelSAETrainingRunner:
             wandb_entity=log.wandb_entity or "",
             device=str(cfg.device),
             autocast_dtype=autocast_dtype(cfg),
-            run_cfg={_KEY: _plain(cfg)},
+            run_cfg={SAE_LENS: self._record()},
             **saved,
             **evaluation,
         )
@@ -125,6 +127,11 @@ class LanguageModelSAETrainingRunner:
         if cfg.output_path is not None:
             parallel.on_first(self.world, lambda: sae.save_model(cfg.output_path))
         return sae
+
+    def _record(self) -> dict[str, Any]:
+        """Returns what the files of the run say of its config."""
+        fields = {name: value for name, value in _plain(self.cfg).items() if name not in self._unsaid}
+        return {**fields, SITE: str(self.site)}
 
 
 SAETrainingRunner = LanguageModelSAETrainingRunner
@@ -247,7 +254,7 @@ def _said(sae: Dictionary) -> dict[str, Any]:
     """Returns what the files of a dictionary say about its run, by the names of SAELens."""
     config: Mapping[str, Any] = sae.info.config
     peer = config.get("peer") or {}
-    return _read(peer) | _read(peer.get("metadata")) | _read((config.get("run") or {}).get(_KEY))
+    return _read(peer) | _read(peer.get("metadata")) | _read((config.get("run") or {}).get(SAE_LENS))
 
 
 def _said_by_run(path: Path) -> dict[str, Any]:
@@ -255,7 +262,7 @@ def _said_by_run(path: Path) -> dict[str, Any]:
     for folder in (path, *path.absolute().parents)[:_LEVELS]:
         if (folder / RUN).is_file():
             found: Any = read_json(folder / RUN)
-            for key in ("arguments", "run_cfg", _KEY):
+            for key in ("arguments", "run_cfg", SAE_LENS):
                 found = found.get(key) if isinstance(found, Mapping) else None  # it may be another's file
             return _read(found)
     return {}

@@ -184,7 +184,7 @@ def _entry(
     errors = {
         key: bar
         for key, rows in resampled.items()
-        if rows and len(rows[0]) > 1 and (bar := error_bar(torch.stack(rows).mean(0), max(n, 2))) is not None
+        if rows and len(rows[0]) > 1 and (bar := error_bar(torch.stack(rows).mean(0), max(n, 2), key)) is not None
     }
     return AbsorptionEntry(name=one.name, role=role, metrics=metrics, errors=errors or None, letters=reports)
 

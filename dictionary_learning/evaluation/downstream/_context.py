@@ -149,7 +149,7 @@ def _scored(name: str, role: Role, m: int, sums: Any, config: ContextConfig) -> 
         top, bottom = top.double(), bottom.double()
         metrics[key] = float(top.sum() / bottom.sum())
         weights = document_weights(len(top), config.n_resamples, config.seed)
-        bar = None if weights is None else error_bar((weights @ top) / (weights @ bottom), len(top))
+        bar = None if weights is None else error_bar((weights @ top) / (weights @ bottom), len(top), key)
         if bar is not None:
             errors[key] = bar
     return Scored(name=name, role=role, k=m, metrics=metrics, errors=errors or None)

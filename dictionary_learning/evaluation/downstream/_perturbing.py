@@ -234,7 +234,7 @@ def _by_site(coded: Sequence[Coded]) -> list[list[Coded]]:
 
 def _scored(view: Coded, n: int, values: Mapping[str, Tensor], n_test: int) -> Scored:
     errors = {
-        key: bar for key, row in values.items() if len(row) > 1 and (bar := error_bar(row[1:], n_test)) is not None
+        key: bar for key, row in values.items() if len(row) > 1 and (bar := error_bar(row[1:], n_test, key)) is not None
     }
     metrics = {key: float(row[0]) for key, row in values.items()}
     return Scored(name=view.name, role=view.role, k=n, metrics=metrics, errors=errors or None)

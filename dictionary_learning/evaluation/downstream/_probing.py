@@ -5,6 +5,7 @@ sae-probes (Kantamneni et al. 2025, https://arxiv.org/abs/2502.16681).
 """
 
 import dataclasses
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -15,7 +16,7 @@ from dictionary_learning._border import checked
 from dictionary_learning._types import ModelLike
 from dictionary_learning.config import BaseConfig, setting
 from dictionary_learning.errors import ConfigError
-from dictionary_learning.evaluation._bootstrap import ErrorBar, error_bar
+from dictionary_learning.evaluation._bootstrap import ErrorBar, error_bar, wilson_bar
 from dictionary_learning.evaluation._candidates import Candidate, PlacedCandidate, place, warn_of_others
 from dictionary_learning.evaluation.downstream._baselines import principal_components, random_dictionaries
 from dictionary_learning.evaluation.downstream._figures import figures_of
@@ -24,9 +25,11 @@ from dictionary_learning.evaluation.downstream._pooling import Pooled, Pooling, 
 from dictionary_learning.evaluation.downstream._ranking import RANKINGS, best_columns
 from dictionary_learning.evaluation.downstream._records import ProbingReport, Role, Scored, TaskReport
 from dictionary_learning.evaluation.downstream._rows import once_and_resampled
-from dictionary_learning.evaluation.downstream._splitting import Problem, Split, split_task
+from dictionary_learning.evaluation.downstream._splitting import Problem, Split, few_texts, split_task
 from dictionary_learning.evaluation.downstream._tasks import ProbeTask, TaskLike, as_probe_tasks
 from dictionary_learning.models import load_model
+
+logger = logging.getLogger(__name__)
 
 BASELINES = ("dense", "pca", "random", "neurons", "majority")
 _FEW = 16
@@ -80,8 +83,8 @@ class ProbingConfig(BaseConfig):
 class _Figures:
     """Figures of one probe or a mean of several, with those of each resample."""
 
-    def __init__(self, name: str, role: Role, k: int | None, values: dict[str, Tensor], n: int):
-        self.name, self.k, self.values, self.n = name, k, values, n
+    def __init__(self, name: str, role: Role, k: int | None, values: dict[str, Tensor], n: int, n_least: int):
+        self.name, self.k, self.values, self.n, self.n_least = name, k, values, n, n_least
         self.role: Role = role
         self.latents: dict[str, list[int]] | None = None
 
@@ -89,7 +92,9 @@ class _Figures:
         """Returns the record."""
         errors: dict[str, ErrorBar] = {}
         for key, row in self.values.items():
-            bar = error_bar(row[1:], self.n) if len(row) > 1 else None
+            bar = error_bar(row[1:], self.n, key) if len(row) > 1 else None
+            if self.role != "majority" and key in FIGURES and len(row) > 1 and not (bar and bar.standard_error):
+                bar = wilson_bar(float(row[0]), self.n if key == "accuracy" else self.n_least)
             if bar is not None:
                 errors[key] = bar
         metrics = {key: float(row[0]) for key, row in self.values.items()}
@@ -129,6 +134,9 @@ def probe_latents(
     warn_of_others(traced, [(e.name, e.dictionary, e.reads, e.writes) for e in placed])
     found = as_probe_tasks(tasks)
     splits = [split_of(task, config) for task in found]  # errors come before anything is computed
+    for task, split in zip(found, splits, strict=True):
+        if told := few_texts(task.name, split.n_test):
+            logger.warning(told)
     sites = list(dict.fromkeys(site for one in placed for site in one.reads))
     reader = TextReader(traced, sites, config.ctx_len, config.batch_size, config.pooling == "last")
     texts = [text for split in splits for text in split.texts[:8]]
@@ -169,7 +177,9 @@ def _figures(
     weights = once_and_resampled(split.n_test, config.n_resamples, seed)
     found: list[_Figures] = []
     if "majority" in config.baselines:
-        found.append(_Figures("majority class", "majority", None, _majority(split, weights), split.n_test))
+        found.append(
+            _Figures("majority class", "majority", None, _majority(split, weights), split.n_test, split.n_least)
+        )
     for reads in pooled.inputs:
         x = pooled.inputs[reads].double().numpy()
         at = "" if len(pooled.inputs) == 1 else f" at {', '.join(map(str, reads))}"
@@ -221,7 +231,9 @@ def _at_ks(
                 chosen[number][problem.name] = order[:k].tolist()
             for key, value in _probe(part, problem, split, config, weights).items():
                 sums[number][key] = sums[number].get(key, 0) + value / len(split.problems)
-    found = [_Figures(name, role, k, values, split.n_test) for k, values in zip(wanted, sums, strict=True)]
+    found = [
+        _Figures(name, role, k, values, split.n_test, split.n_least) for k, values in zip(wanted, sums, strict=True)
+    ]
     for one, latents in zip(found, chosen, strict=True):
         one.latents = latents if role == "dictionary" and one.k is not None and one.k <= _FEW else None
     return found
@@ -260,5 +272,6 @@ def _means(columns: Sequence[Sequence[_Figures]]) -> list[Scored]:
                 for name in first.values
                 if all(name in row.values for row in rows)
             }
-            found.append(_Figures(first.name, first.role, first.k, values, sum(row.n for row in rows)).scored())
+            n, n_least = sum(row.n for row in rows), sum(row.n_least for row in rows)
+            found.append(_Figures(first.name, first.role, first.k, values, n, n_least).scored())
     return found

@@ -12,6 +12,8 @@ from dictionary_learning.evaluation.downstream._tasks import ProbeTask
 LEAST_PER_CLASS = 2
 """Texts of a class in training, and in the test."""
 TEST_SHARE = 0.25
+FEW_TEXTS = 20
+"""Texts for the test, below which figures say little."""
 
 
 class Problem(NamedTuple):
@@ -36,6 +38,12 @@ class Split(NamedTuple):
     def n_test(self) -> int:
         """How many texts are for the test."""
         return len(self.texts) - self.n_train
+
+    @property
+    def n_least(self) -> int:
+        """How many texts for the test are of the smaller side of a problem."""
+        sides = [problem.truth[problem.test] for problem in self.problems]
+        return min(min(int(side.sum()), int((~side).sum())) for side in sides)
 
 
 def split_task(task: ProbeTask, *, n_train: int, n_test: int, balanced: bool, seed: int) -> Split:
@@ -68,6 +76,16 @@ def split_task(task: ProbeTask, *, n_train: int, n_test: int, balanced: bool, se
     problems = [_problem(task.classes[n], found == n, len(train), balanced, random) for n in wanted]
     names = tuple(task.classes[number] for number in enough)
     return Split(tuple(task.texts[n] for n in chosen), found, len(train), tuple(problems), names)
+
+
+def few_texts(name: object, n_test: float) -> str:
+    """Returns a sentence where a task is tested on few texts; else nothing."""
+    if n_test >= FEW_TEXTS:
+        return ""
+    return (
+        f"Task '{name}' is tested on {n_test:.0f} texts, a quarter of them all: figures of so few say little, and an "
+        f"AUC of 1 may be chance. Label at least {FEW_TEXTS * 4} texts."
+    )
 
 
 def _shares(groups: Sequence[np.ndarray], n_train: int, n_test: int, balanced: bool) -> tuple[list[int], list[int]]:

@@ -9,7 +9,9 @@ from markupsafe import Markup
 from dictionary_learning.evaluation.reports import _plots as plots
 from dictionary_learning.evaluation.reports._contents import (
     BASELINES,
+    DASH,
     TOKEN_GROUP_COLUMNS,
+    TRAINING_COLUMNS,
     all_metrics,
     anything,
     baselines,
@@ -29,7 +31,9 @@ from dictionary_learning.evaluation.reports._contents import (
     sites_of,
     together,
     token_groups,
+    training_of,
 )
+from dictionary_learning.evaluation.reports._conventional import meanings_of, note_of, package_of, rows_of
 from dictionary_learning.evaluation.reports._downstream import downstream_tables
 from dictionary_learning.evaluation.reports._links import links
 from dictionary_learning.evaluation.reports._svg import Look, looks
@@ -84,6 +88,10 @@ def render_page(report: Mapping[str, Any]) -> str:
         baseline_labels=["CE original", *BASELINES.values()],
         definitions=defined(dictionaries),
         together=together(report),
+        package=package_of(report),
+        conventional=rows_of(report),
+        conventional_meanings=meanings_of(report),
+        conventional_note=note_of(report),
         downstream=downstream_tables(report),
         remarks=remarks(report),
         seconds=[(name, duration(s)) for name, s in seconds.items() if finite(s) is not None],
@@ -125,7 +133,9 @@ def _settings(d: Mapping[str, Any]) -> list[tuple[str, str]]:
     config = d.get("config") or {}
     built = ["site", "class", "activation_dim", *(["reads"] if "reads" in d else []), "dict_size", "k"]
     pairs = [(key, d.get(key)) for key in built if key not in config] + list(config.items())
-    return [(key, anything(value)) for key, value in pairs]
+    # what was logged last, which is no setting of the trainer
+    known = {f"trained {name}": cell for name, cell in zip(TRAINING_COLUMNS[1:3], training_of(d)[1:3], strict=True)}
+    return [(key, anything(value)) for key, value in pairs] + [pair for pair in known.items() if pair[1] != DASH]
 
 
 def _plots(report: Mapping[str, Any], seen: Sequence[Look]) -> list[Plot]:

@@ -6,7 +6,9 @@ from typing import Any
 
 from dictionary_learning.evaluation.reports._contents import (
     BASELINES,
+    DASH,
     TOKEN_GROUP_COLUMNS,
+    TRAINING_COLUMNS,
     Entries,
     baselines,
     best_values,
@@ -20,7 +22,9 @@ from dictionary_learning.evaluation.reports._contents import (
     shown_columns,
     together,
     token_groups,
+    training_of,
 )
+from dictionary_learning.evaluation.reports._conventional import meanings_of, note_of, package_of, rows_of
 from dictionary_learning.evaluation.reports._downstream import downstream_tables
 from dictionary_learning.evaluation.reports._links import links
 
@@ -40,6 +44,15 @@ def render_markdown(report: Mapping[str, Any]) -> str:
         if best_values(dictionaries):
             parts.append("Bold: the best value among the dictionaries of the same site, and all within its error.")
         parts += map(_line, remarks(report))
+    trained = [(d, training_of(d)) for d in dictionaries]
+    if any(set(cells[1:]) != {DASH} for _, cells in trained):
+        rows = [[_code(d["name"]), *map(_line, cells)] for d, cells in trained]
+        parts += ["## Training", _table(["dictionary", *TRAINING_COLUMNS], rows, n_left=1)]
+    if package := package_of(report):
+        rows = [[_code(r.dictionary), _code(r.key), _code(r.ours_name), r.theirs, r.ours] for r in rows_of(report)]
+        parts += [f"## As {_line(package)} computes them", _line(note_of(report))]
+        parts.append(_table(["dictionary", "figure there", "ours", _line(package), "our figure"], rows, n_left=3))
+        parts.append("\n".join(f"- **{key}**: {_meaning(meaning)}." for key, meaning in meanings_of(report)))
     if report.get("together"):
         parts += ["## Together", "Dictionaries of several sites, spliced into the model at once.", _together(report)]
     for title, key in (("position", "by_position"), ("kind of token", "by_token_class")):
@@ -92,9 +105,14 @@ def _definitions(dictionaries: Entries) -> str:
     lines = []
     for metric in defined(dictionaries):
         better = "" if metric.better == "neither" else f"; {metric.better} is better"
-        meaning = metric.meaning.replace("<x, x_hat>", "`<x, x_hat>`")  # or it would be read as a tag
-        lines.append(f"- **{metric.label}** (`{metric.key}`): {meaning}. Range: {metric.span}{better}.")
+        lines.append(
+            f"- **{metric.label}** (`{metric.key}`): {_meaning(metric.meaning)}. Range: {metric.span}{better}."
+        )
     return "\n".join(lines)
+
+
+def _meaning(text: str) -> str:
+    return text.replace("<x, x_hat>", "`<x, x_hat>`")  # or it would be read as a tag
 
 
 def _table(header: list[str], rows: list[list[str]], n_left: int) -> str:

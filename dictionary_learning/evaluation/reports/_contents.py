@@ -107,10 +107,16 @@ def error_of(dictionary: Mapping[str, Any], column: "Shown") -> str:
 
 
 def plus_minus(error: Mapping[str, Any] | None, write: Callable[[Any], str] = decimal) -> str:
-    """Returns a standard error as it stands after its figure; nothing where it is 0."""
-    spread = finite((error or {}).get("standard_error"))
+    """Returns what stands after a figure: its standard error, or of a share its interval."""
+    spread, ends = (
+        finite((error or {}).get("standard_error")),
+        [finite((error or {}).get(end)) for end in ("low", "high")],
+    )
     if not spread:
         return ""
+    if write is percent and None not in ends:
+        low, high = (min(max(end or 0.0, 0.0), 1.0) for end in ends)  # earlier reports have wider ones
+        return f" ({percent(low)} to {percent(high)})"
     # tenths of a latent, or hundredths of a percent, would often be 0
     text = f"{spread:.2g}" if write is tenths and spread < 1 else write(spread)
     return f" \u00b1 {text.removeprefix('+')}"
@@ -124,7 +130,8 @@ def uncertainty(report: Mapping[str, Any]) -> str:
         return ""
     if not n:
         return f"No error bars: {count(n_documents)} {'document was' if n_documents == 1 else 'documents were'} read."
-    text = f"\u00b1 is the standard error over {count(n_documents)} documents ({count(n)} resamples)."
+    text = f"\u00b1 is the standard error over {count(n_documents)} documents ({count(n)} resamples); of a share, its "
+    text += "95 % interval stands in parentheses."
     text += " They are few, so it is a rough guess." if n_documents < FEW_DOCUMENTS else ""
     # fewer tokens are spliced than are reconstructed, and so are fewer documents
     if any(
@@ -258,6 +265,22 @@ def defined(dictionaries: Entries) -> list[Shown]:
     return [*shown_columns(dictionaries), *(metric for metric in DETAILS if metric.key in present)]
 
 
+TRAINING_COLUMNS = ("k", "steps", "tokens", "lr", "seed")
+"""Columns of the table of what dictionaries were trained with."""
+
+
+def training_of(dictionary: Mapping[str, Any]) -> list[str]:
+    """Returns the cells of `TRAINING_COLUMNS`; all of them a dash where nothing is known."""
+    config, history = dictionary.get("config") or {}, dictionary.get("history") or [{}]
+    k, last = dictionary.get("k") if config.get("k") is None else config["k"], history[-1]
+    return [
+        anything(k),
+        count(last.get("step")),
+        count(last.get("tokens")),
+        *(anything(config.get(n)) for n in ("lr", "seed")),
+    ]
+
+
 def baselines(report: Mapping[str, Any]) -> list[tuple[str, list[Cell]]]:
     """Returns the rows of the table of ablations: site, the original model's CE, `BASELINES`."""
     clean = _cells(report, {"ce_clean": decimal}, report.get("errors"))
@@ -301,11 +324,9 @@ def all_metrics(dictionary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     others = {key: value for key, value in metrics.items() if key not in known}
     pairs += [(key, decimal(v) if isinstance(v, float) else anything(v)) for key, v in others.items()]
-    for suffix, key in ((" (all tokens)", "metrics_all_tokens"), (" (convention)", "convention_metrics")):
-        held = dictionary.get(key) or {}
-        labels = {k: known[k].label if k in known and key == "metrics_all_tokens" else k for k in held}
-        writes = {k: known[k].write if k in known else decimal for k in held}
-        pairs += [(f"{labels[k]}{suffix}", writes[k](v)) for k, v in held.items()]
+    for key, value in (dictionary.get("metrics_all_tokens") or {}).items():
+        label, write = (known[key].label, known[key].write) if key in known else (key, decimal)
+        pairs.append((f"{label} (all tokens)", write(value)))
     geometry = dictionary.get("geometry") or {}
     return pairs + [
         (k.replace("_", " "), decimal(v) if isinstance(v, float) else anything(v)) for k, v in geometry.items()

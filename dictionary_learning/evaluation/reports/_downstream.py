@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from dictionary_learning.config import Registry
+from dictionary_learning.evaluation.downstream._splitting import few_texts
 from dictionary_learning.evaluation.reports._contents import Cell, count, decimal, plus_minus, tenths
 
 ROLES = {
@@ -56,6 +57,7 @@ def _probing(part: Mapping[str, Any]) -> list[DownstreamTable]:
         of += ", ".join(map(str, task.get("classes") or [])) + "."
         if task.get("n_cut"):
             of += f" {count(task['n_cut'])} texts were longer than the context, and cut."
+        of += f" {told}" if (told := few_texts(task.get("name"), task.get("n_test") or 0)) else ""
         title = f"Probing: {task.get('name')}"
         tables.append(_by_k(title, of if tables else f"{note} {of}", task.get("scores") or [], "auc", "k"))
     return tables
@@ -139,7 +141,7 @@ def _cells(one: Mapping[str, Any], columns: Mapping[str, Any]) -> list[Cell]:
 
 
 def _error(error: Mapping[str, Any] | None, write: Callable[[Any], str]) -> str:
-    # of a probe that is right on every text the error is known, and 0
+    # of figures that are the same on all of the text
     is_zero = error is not None and error.get("standard_error") == 0
     return f" \u00b1 {write(0.0)}" if is_zero else plus_minus(error, write)
 
