@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from dictionary_learning._trained_on import TrainedModel, buffer_of, common, model_of, text_of
 from dictionary_learning.cli._model_options import ModelArguments
 from dictionary_learning.cli._options import ContextArguments
 from dictionary_learning.cli._output import write_line, write_result
@@ -84,7 +85,7 @@ class DashboardArguments(ModelArguments, ContextArguments):
         model: TracedModel | None = None
         known: dict[str, Candidate] = {}
         if saved:
-            # an error in it comes before the model is loaded
+            _named_model(saved, self)  # an error in it, or in the text, comes before the model is loaded
             documents = None if stores else self._documents(saved)
             model, known = load_with_model(saved, self, self.target_sites)
             unread = [one for one in known.values() if not any(one.name in store for store in stores)]
@@ -109,7 +110,6 @@ class DashboardArguments(ModelArguments, ContextArguments):
             )
 
     def _documents(self, saved: "Sequence[Saved]") -> "Source":
-        from dictionary_learning._trained_on import common, text_of
         from dictionary_learning.cli._evaluate import read_text
 
         if not self.data:
@@ -120,7 +120,6 @@ class DashboardArguments(ModelArguments, ContextArguments):
         self, candidates: "Sequence[Candidate]", saved: "Sequence[Saved]", model: "TracedModel", documents: "Source"
     ) -> "ContextStore":
         """Reads the text, and returns the contexts of dictionaries."""
-        from dictionary_learning._trained_on import buffer_of, common
         from dictionary_learning.cli._evaluate import contexts_as_trained
         from dictionary_learning.interpretation import collect_contexts
 
@@ -203,17 +202,20 @@ def load_with_model(
     Raises:
         ConfigError: They do not say which model, or different ones; or do not belong to it.
     """
-    from dictionary_learning._trained_on import common, model_of
     from dictionary_learning.cli._candidates import candidates_of
     from dictionary_learning.cli._evaluate import dtype_in_training
 
-    trained_on = None if given.model else common(saved, "language models", model_of, "Give --model.")
-    name = given.model or (trained_on and trained_on.name)
-    if not name:
-        raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
-    revision = trained_on.revision if trained_on else None
-    model = given.load(name, revision, dtype_in_training(given, saved))
+    named = _named_model(saved, given)
+    model = given.load(named.name, named.revision, dtype_in_training(given, saved))
     return model, {one.name: one for one in candidates_of(saved, model, given.sites, target_sites)}
+
+
+def _named_model(saved: "Sequence[Saved]", given: DashboardArguments | ServeArguments) -> TrainedModel:
+    trained_on = None if given.model else common(saved, "language models", model_of, "Give --model.")
+    found = TrainedModel(given.model, None) if given.model else trained_on
+    if found is None:
+        raise ConfigError(f"'{saved[0].name}' does not say which model it was trained on. Give --model.")
+    return found
 
 
 def _link_from_report(page: Path, names: set[str]) -> None:
