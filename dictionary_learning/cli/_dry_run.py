@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run
-from dictionary_learning._hardware import free_memory, peak_memory
+from dictionary_learning._hardware import free_memory, held_memory, keep_freed_memory, peak_memory
 from dictionary_learning._plain import as_bytes, as_duration, in_few
 from dictionary_learning._run_output import Plan
-from dictionary_learning._run_setup import TrainingJob, training_jobs
+from dictionary_learning._run_setup import Samples, TrainingJob, training_jobs
 from dictionary_learning._training_step import train_step
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations._stream import ActivationStream
@@ -72,6 +72,7 @@ def show_plan(
         model: The model that evaluations run.
         evaluations: By name, how many there are, and what each measures.
     """
+    is_kept = keep_freed_memory()  # as a run does
     stream, random = ActivationStream(source), torch.Generator().manual_seed(0)
     rows = {site: torch.randn(_N_ROWS, width, generator=random) for site, width in stream.widths.items()}
     fitted = {(site, kind): cls.fit(x) for site, x in rows.items() for kind, cls in NORMALIZATIONS.items()}
@@ -81,11 +82,11 @@ def show_plan(
     reading = _read(source, stream)
     size = getattr(source, "out_batch_size", reading.n_rows)
     fits = room["memory"] is None or need.memory <= room["memory"]
-    per_step = _seconds_per_step(jobs, _batch_of(reading, size), device) if fits else None
+    per_step: float | None = None
+    if fits:
+        _initialize(jobs, reading, plan.steps * size, device)
+        per_step = _seconds_per_step(jobs, _batch_of(reading, size), device)
     entries = {**_tokens(plan, jobs, source, reading, size), **_sizes(need, room)}
-    # measured: weights, states, a forward pass, a step. To come: rows, and a copy in the end
-    if per_step is not None and (most := peak_memory(device)):
-        entries["memory: at most, about"] = as_bytes(most + need.rows + need.dictionaries)
     seconds = {"activations": reading.seconds * plan.steps * size / reading.n_rows}
     if per_step is not None:
         seconds["training"] = per_step * plan.steps
@@ -94,6 +95,8 @@ def show_plan(
             seconds[name] = number * _seconds_of_evaluation(jobs, model, config, reading)
     if per_step is not None:
         seconds["all, without loading"] = sum(seconds.values())
+    if per_step is not None and (most := _most_memory(device, need.rows + need.dictionaries, is_kept)):
+        entries["memory: at most, about"] = as_bytes(most)
     entries |= {f"time: {name}": as_duration(value) for name, value in seconds.items()}
     logger.info("Times are measured, beside whatever else this machine computes now.")
     width = max(map(len, entries))
@@ -146,6 +149,27 @@ def _read(source: Any, stream: ActivationStream) -> _Reading:
     source.close()
     assert found is not None  # a stream without rows raises DataError
     return found
+
+
+def _initialize(jobs: Sequence[TrainingJob], reading: _Reading, n_rows: int, device: torch.device) -> None:
+    """Fits normalizers and first biases to as many rows as a run does, which takes more than a step."""
+    samples = Samples(lambda n: _batch_of(reading, min(n, n_rows)), device, {})
+    for job in jobs:
+        read, written = job.sites.reads, job.sites.writes
+        fitted = {site: samples.normalizer(site, job.trainer.settings.normalize) for site in (*read, *written)}
+        y = None if job.sites.is_autoencoder else samples.rows(written, fitted)
+        job.trainer.initialize(samples.rows(read, fitted), y)
+
+
+def _most_memory(device: torch.device, to_come: int, is_kept: bool) -> int | None:
+    """Returns the most memory of a run, of which all was measured but the rows and a copy in the end.
+
+    Measured are weights, states, a forward pass, the sample, a step, and passes of evaluations.
+    What loading takes for a moment is not beside what is to come. Where freed memory is kept, what
+    the process holds now is the most since.
+    """
+    most, now = peak_memory(device), held_memory(device) if is_kept else None
+    return None if most is None else max(most, now + to_come) if now is not None else most + to_come
 
 
 def _batch_of(reading: _Reading, size: int) -> Mapping[Site, Tensor]:
