@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run
+from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run, tensor_bytes
 from dictionary_learning._hardware import free_memory, held_memory, keep_freed_memory, peak_memory
 from dictionary_learning._plain import as_bytes, as_duration, in_few
 from dictionary_learning._run_output import Plan
@@ -95,7 +95,9 @@ def show_plan(
             seconds[name] = number * _seconds_of_evaluation(jobs, model, config, reading)
     if per_step is not None:
         seconds["all, without loading"] = sum(seconds.values())
-    if per_step is not None and (most := _most_memory(device, need.rows + need.dictionaries, is_kept)):
+    # rows that were read are held already
+    to_come = max(need.rows - tensor_bytes(reading.batch), 0) + need.dictionaries
+    if per_step is not None and (most := _most_memory(device, to_come, is_kept)):
         entries["memory: at most, about"] = as_bytes(most)
     entries |= {f"time: {name}": as_duration(value) for name, value in seconds.items()}
     logger.info("Times are measured, beside whatever else this machine computes now.")
