@@ -206,7 +206,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def held_memory(device: torch.device) -> int | None:
-    """Returns the bytes of this process that are in main memory now; None on other devices, or if unknown."""
+    """Returns the bytes that this process has in main memory now; None elsewhere, or if unknown."""
     if device.type != "cpu":
         return None
     try:
