@@ -162,10 +162,8 @@ def _initialize(jobs: Sequence[TrainingJob], reading: _Reading, n_rows: int, dev
     """Fits normalizers and first biases to as many rows as a run: more memory than a step's."""
     samples = Samples(lambda n: _batch_of(reading, min(n, n_rows)), device, {})
     for job in jobs:
-        read, written = job.sites.reads, job.sites.writes
-        fitted = {
-            site: samples.normalizer(site, job.trainer.settings.normalize or "none") for site in (*read, *written)
-        }
+        read, written, kind = job.sites.reads, job.sites.writes, job.trainer.settings.normalize or "none"
+        fitted = {site: samples.normalizer(site, kind) for site in (*read, *written)}
         y = None if job.sites.is_autoencoder else samples.rows(written, fitted)
         job.trainer.initialize(samples.rows(read, fitted), y)
 

@@ -13,6 +13,8 @@ from tests.processes import run_script
 
 WIDTH = 512
 """So wide that what the rows of a run take is most of what is beside Python and PyTorch."""
+_APART = 0.2
+"""Of runs of a language model 0.1 was found; here the heap, whose gaps differ each time, is most of it."""
 CASES = {
     "autoencoder": ("--layers", "0", "--k", "8"),
     "transcoder": ("--wiring", "transcoder", "--layers", "0", "--k", "8"),
@@ -49,4 +51,4 @@ def test_a_dry_run_tells_the_memory_that_the_run_takes(place, tmp_path, case):
     told = re.search(r"memory: at most, about +([\d.]+) (GB|MB)", run_script(COMMAND, *words, "--dry-run").stdout)
     taken = re.search(r"taken (\d+)", run_script(COMMAND, *words, "--save-dir", tmp_path / "run").stdout)
     assert told is not None and taken is not None
-    assert float(told[1]) * {"GB": 1e9, "MB": 1e6}[told[2]] == pytest.approx(int(taken[1]), rel=0.1)
+    assert float(told[1]) * {"GB": 1e9, "MB": 1e6}[told[2]] == pytest.approx(int(taken[1]), rel=_APART)
