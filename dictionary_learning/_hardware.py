@@ -200,9 +200,18 @@ def free_memory(device: torch.device) -> int | None:
         return None
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        own = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-        return int(lines["MemAvailable"].split()[0]) * 1024 + own
+        return int(lines["MemAvailable"].split()[0]) * 1024 + (held_memory(device) or 0)
     except (OSError, KeyError, ValueError):
+        return None
+
+
+def held_memory(device: torch.device) -> int | None:
+    """Returns the bytes that this process has in main memory now; None elsewhere, or if unknown."""
+    if device.type != "cpu":
+        return None
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
         return None
 
 

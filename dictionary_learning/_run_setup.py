@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -84,7 +84,7 @@ def training_jobs(
     Raises:
         ConfigError: A config cannot be used, or does not fit the data.
     """
-    samples = _Samples(stream, device, fitted or {})
+    samples = Samples(stream.sample, device, fitted or {})
     jobs: list[TrainingJob] = []
     names: set[str] = set()
     # all before the first sample is read: a site that is not there should not be told of later
@@ -209,12 +209,23 @@ def _dictionaries(
                 yield facts, config, inside, sites
 
 
-class _Samples:
-    """Rows of the data for estimates, and the normalizers estimated from them."""
+class Samples:
+    """Rows of the data for estimates, and the normalizers estimated from them.
 
-    def __init__(self, stream: Stream, device: torch.device, fitted: Mapping[tuple[Site, str], Normalizer]):
-        self.stream, self.device = stream, device
-        self._rows: dict[Site, Tensor] = {}
+    Args:
+        draw: Returns up to a number of rows by site.
+        device: Where they are used.
+        fitted: Normalizers that are known.
+    """
+
+    def __init__(
+        self,
+        draw: Callable[[int], Mapping[Site, Tensor]],
+        device: torch.device,
+        fitted: Mapping[tuple[Site, str], Normalizer],
+    ):
+        self.draw, self.device = draw, device
+        self._rows: Mapping[Site, Tensor] = {}
         self._normalizers = dict(fitted)
 
     def normalizer(self, site: Site, kind: str) -> Normalizer:
@@ -235,10 +246,10 @@ class _Samples:
             raise DataError(f"{none}. Check the site and the model's dtype.")
         return rows
 
-    def _sample(self, n: int) -> dict[Site, Tensor]:
+    def _sample(self, n: int) -> Mapping[Site, Tensor]:
         # a second, larger sample may come after one for initialization alone
         if not self._rows or n > _SAMPLE >= len(next(iter(self._rows.values()))):
-            self._rows = self.stream.sample(n)
+            self._rows = self.draw(n)
         return self._rows
 
 

@@ -372,7 +372,7 @@ class ActivationBuffer(InTurn, IterableDataset["Tensor | ActivationBatch"]):
 
 
 def _is_norm(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf
 
 
 def _pickled(state: dict[str, Any]) -> bytes:

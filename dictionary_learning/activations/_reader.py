@@ -239,8 +239,9 @@ class RowReader(RowSource):
         self.load_counts(state)
 
     def release(self, state: dict[str, Any]) -> None:
-        if hasattr(self.stream, "release"):  # streams of users may lack it
-            self.stream.release(state["stream"])
+        stream: Any = self.stream
+        if hasattr(stream, "release"):  # streams of users may lack it
+            stream.release(state["stream"])
 
     def _take(self, n_contexts: int) -> Any:
         if self._peeked is None:

@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run
-from dictionary_learning._hardware import free_memory, peak_memory
+from dictionary_learning._assignment import SiteAssignment
+from dictionary_learning._estimate import RunEstimate, estimate_run, room_for_run, tensor_bytes
+from dictionary_learning._hardware import free_memory, held_memory, keep_freed_memory, peak_memory
 from dictionary_learning._plain import as_bytes, as_duration, in_few
 from dictionary_learning._run_output import Plan
-from dictionary_learning._run_setup import TrainingJob, training_jobs
+from dictionary_learning._run_setup import Samples, TrainingJob, training_jobs
 from dictionary_learning._training_step import train_step
 from dictionary_learning.activations._normalizers import NORMALIZATIONS
 from dictionary_learning.activations._stream import ActivationStream
 from dictionary_learning.cli._output import write_result
+from dictionary_learning.dictionaries import Dictionary
 from dictionary_learning.sites import Site
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ def show_plan(
         model: The model that evaluations run.
         evaluations: By name, how many there are, and what each measures.
     """
+    is_kept = keep_freed_memory()  # as a run does
     stream, random = ActivationStream(source), torch.Generator().manual_seed(0)
     rows = {site: torch.randn(_N_ROWS, width, generator=random) for site, width in stream.widths.items()}
     fitted = {(site, kind): cls.fit(x) for site, x in rows.items() for kind, cls in NORMALIZATIONS.items()}
@@ -81,19 +84,26 @@ def show_plan(
     reading = _read(source, stream)
     size = getattr(source, "out_batch_size", reading.n_rows)
     fits = room["memory"] is None or need.memory <= room["memory"]
-    per_step = _seconds_per_step(jobs, _batch_of(reading, size), device) if fits else None
     entries = {**_tokens(plan, jobs, source, reading, size), **_sizes(need, room)}
-    # measured: weights, states, a forward pass, a step. To come: rows, and a copy in the end
-    if per_step is not None and (most := peak_memory(device)):
-        entries["memory: at most, about"] = as_bytes(most + need.rows + need.dictionaries)
     seconds = {"activations": reading.seconds * plan.steps * size / reading.n_rows}
-    if per_step is not None:
-        seconds["training"] = per_step * plan.steps
+    sites, trained = [job.sites for job in jobs], list[Dictionary]()
+    most: list[int | None] = []
+    if fits:
+        _initialize(jobs, reading, plan.steps * size, device)
+        seconds["training"] = _seconds_per_step(jobs, _batch_of(reading, size), device) * plan.steps
+        # rows that were read are held already
+        most.append(_most_memory(device, is_kept, max(need.rows - tensor_bytes(reading.batch), 0) + need.dictionaries))
+        trained = [job.export() for job in jobs]
+    if "evaluations in training" not in (evaluations or {}):
+        jobs.clear()  # an evaluation at the end has the memory of trainers
     if model is not None:
         for name, (number, config) in (evaluations or {}).items():
-            seconds[name] = number * _seconds_of_evaluation(jobs, model, config, reading)
-    if per_step is not None:
+            seconds[name] = number * _seconds_of_evaluation(sites, trained, model, config, reading)
+        most.append(_most_memory(device, is_kept))
+    if fits:
         seconds["all, without loading"] = sum(seconds.values())
+        if known := [one for one in most if one is not None]:
+            entries["memory: at most, about"] = as_bytes(max(known))
     entries |= {f"time: {name}": as_duration(value) for name, value in seconds.items()}
     logger.info("Times are measured, beside whatever else this machine computes now.")
     width = max(map(len, entries))
@@ -148,6 +158,27 @@ def _read(source: Any, stream: ActivationStream) -> _Reading:
     return found
 
 
+def _initialize(jobs: Sequence[TrainingJob], reading: _Reading, n_rows: int, device: torch.device) -> None:
+    """Fits normalizers and first biases to as many rows as a run: more memory than a step's."""
+    samples = Samples(lambda n: _batch_of(reading, min(n, n_rows)), device, {})
+    for job in jobs:
+        read, written, kind = job.sites.reads, job.sites.writes, job.trainer.settings.normalize or "none"
+        fitted = {site: samples.normalizer(site, kind) for site in (*read, *written)}
+        y = None if job.sites.is_autoencoder else samples.rows(written, fitted)
+        job.trainer.initialize(samples.rows(read, fitted), y)
+
+
+def _most_memory(device: torch.device, is_kept: bool, to_come: int = 0) -> int | None:
+    """Returns the most memory of a run so far, with what is to come beside what is held now.
+
+    Held are weights, states, and what a forward pass, the sample and a step have taken; rows and a
+    copy in the end are to come. What loading takes for a moment is beside none of these. Where
+    freed memory is kept, what the process holds now is the most since.
+    """
+    most, now = peak_memory(device), held_memory(device) if is_kept else None
+    return None if most is None else max(most, now + to_come) if now is not None else most + to_come
+
+
 def _batch_of(reading: _Reading, size: int) -> Mapping[Site, Tensor]:
     """Returns as many rows as a step has, some of them again if need be."""
     if size == reading.n_rows:
@@ -170,7 +201,11 @@ def _seconds_per_step(jobs: Sequence[TrainingJob], batch: Mapping[Site, Tensor],
 
 
 def _seconds_of_evaluation(
-    jobs: Sequence[TrainingJob], model: "TracedModel", config: "EvaluationConfig", reading: _Reading
+    sites: Sequence[SiteAssignment],
+    trained: Sequence[Dictionary],
+    model: "TracedModel",
+    config: "EvaluationConfig",
+    reading: _Reading,
 ) -> float:
     """Returns the time of the passes of an evaluation, of which one is measured to its losses."""
     from dictionary_learning.contexts import Predictions
@@ -188,8 +223,26 @@ def _seconds_of_evaluation(
         seconds = (time.perf_counter() - start) / 2
     per_token = seconds / ids.numel()
     per_token_read = reading.seconds / reading.n_read if reading.n_read else per_token
-    passes = n_passes([job.sites for job in jobs], config)
+    per_token_read += _seconds_of_metrics(sites, trained, _batch_of(reading, ids.numel())) / ids.numel()
+    passes = n_passes(sites, config)
     return per_token_read * config.n_tokens + per_token * passes * config.n_fidelity_tokens
+
+
+def _seconds_of_metrics(
+    sites: Sequence[SiteAssignment], trained: Sequence[Dictionary], batch: Mapping[Site, Tensor]
+) -> float:
+    """Returns the time of a batch's metrics, whose latents may take more memory than a step's.
+
+    It is 0 for a run that does not fit, of which no dictionary is given.
+    """
+    from dictionary_learning.evaluation._on_activations import measure_rows
+
+    start = time.perf_counter()
+    for (read, written), dictionary in zip(((one.reads, one.writes) for one in sites), trained, strict=False):
+        if not dictionary.reads_contexts:  # its metrics are of contexts, one by one
+            x, y = (torch.cat([batch[site] for site in side], 1) for side in (read, written))
+            measure_rows(dictionary, [(x, y)])
+    return time.perf_counter() - start
 
 
 def _whole_memory(device: torch.device) -> int | None:

@@ -27,8 +27,6 @@ class OnceReader(Reader):
         as_document: Makes a document of an item.
     """
 
-    repeatable = False
-
     def __init__(self, items: Iterator[Any], name: str, as_document: Callable[[Any], Any] = lambda item: item):
         self._name, self._as_document = name, as_document
         self._entered: list[bool] = []  # not empty once the iterator was asked for an item
@@ -38,6 +36,10 @@ class OnceReader(Reader):
         self._kept: dict[int, Any] = {}  # items by their numbers, from the first that was not released
         self._first = 0
         self._is_broken = False
+
+    @property
+    def repeatable(self) -> bool:
+        return False
 
     def read(self, mark: Mark = None, epoch: int = 0) -> Iterator[tuple[Any, Mark]]:
         n = mark or 0

@@ -147,7 +147,8 @@ def _read_object(data: Any, options: ReadOptions, name: str | None) -> SourcePar
         if isinstance(data, Iterator):
             return OnceReader(data, name, lambda value: read_item(value, *reading)), name, None
         return SequentialReader(lambda: (read_item(value, *reading) for value in data)), name, None
-    of = f" of {given.dtype}" if hasattr(given, "dtype") else ""
+    dtype = getattr(given, "dtype", None)
+    of = "" if dtype is None else f" of {dtype}"
     raise DataError(f"Got a {type(given).__name__}{of} as data; pass strings, a file, a data set, or the name of one.")
 
 

@@ -27,6 +27,8 @@ _FIT_SAMPLE = 8192
 """Tokens for the fit of a decoder."""
 _LARGEST_SAMPLE = 32_768
 """Tokens for the geometric median, as in Gao et al. 2024 (A.1)."""
+_AT_ONCE = 4096
+"""Tokens whose distances to it are computed at a time."""
 
 
 _CHUNK = 1 << 24
@@ -87,17 +89,22 @@ def geometric_median(points: Float[Tensor, "n dim"], max_iter: int = 100, tol: f
         points = points[torch.arange(_LARGEST_SAMPLE, device=points.device) * len(points) // _LARGEST_SAMPLE]
     points = points.float()
     median = points.mean(0)
-    distances = (points - median).norm(dim=-1)  # (n,)
+    distances = _distances(points, median)
     floor = distances.mean() * 1e-6 + 1e-30  # where all points are equal, sums of 1 / floor stay finite
     total = distances.sum()
     for _ in range(max_iter):
         weights = 1 / distances.clamp_min(floor)
         median = weights @ points / weights.sum()
-        distances = (points - median).norm(dim=-1)
+        distances = _distances(points, median)
         if total - distances.sum() <= tol * total:
             break
         total = distances.sum()
     return median.to(given)
+
+
+def _distances(points: Float[Tensor, "n dim"], to: Float[Tensor, "dim"]) -> Float[Tensor, "n"]:
+    # some at a time: a difference of all would take the memory of the points again, at each step
+    return torch.cat([(part - to).norm(dim=-1) for part in points.split(_AT_ONCE)])
 
 
 Selecting = Callable[["Coder", Tensor], contextlib.AbstractContextManager[object]]
