@@ -54,6 +54,7 @@ def test_a_loop_that_goes_back_is_where_it_says(name):
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("scale_encoder", [True, False])
 def test_what_was_set_by_hand_stays(name, scale_encoder):
+    scale_encoder = scale_encoder and name != "matching_pursuit"  # which refuses to
     plain = trainer(name, lr=0.0, scale_encoder=scale_encoder)
     plain.update(0, X)
     initial = {key: p.detach().clone() for key, p in plain.dictionary.named_parameters()}
