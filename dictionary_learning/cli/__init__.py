@@ -57,8 +57,8 @@ _OF_THE_START = {"--save-dir": True, "--overwrite": False, "--resume": False, "-
 """Options that say where a run is and how it starts, and not which run it is."""
 _GO_ON = ("train", "sweep", "benchmark")
 """Commands that a signal ends with the command that goes on."""
-_CONTINUE = ("cache", "contexts")
-"""Commands that go on with what they find in their folder."""
+_CONTINUE = ("cache", "contexts", "explain", "pretokenize")
+"""Commands that go on with what they find in their folder, or leave none behind."""
 STOPPED = 75
 """Exit status of a run that a signal stopped: EX_TEMPFAIL of sysexits.h, "try again later"."""
 

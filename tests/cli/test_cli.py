@@ -254,12 +254,22 @@ def test_an_interrupt_that_another_package_took_for_its_own_failure_is_one(monke
     assert main(["evaluate", "a"]) == 130 and "Interrupted" in caplog.text
 
 
-def test_what_the_same_command_goes_on_with_exits_with_75(monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("_contexts.ContextsArguments", ["contexts", "m", "--save-dir", "s"]),
+        ("_commands.CacheArguments", ["cache", "m", "d", "--out", "s"]),
+        ("_commands.PretokenizeArguments", ["pretokenize", "d", "--model", "m", "--out", "s"]),
+        ("_explain.ExplainArguments", ["explain", "s", "--latents", "1"]),
+    ],
+)
+@pytest.mark.parametrize("error", [Stopped("Stopped by SIGTERM after 64 tokens."), KeyboardInterrupt()], ids=repr)
+def test_what_the_same_command_goes_on_with_exits_with_75(place, words, error, monkeypatch, caplog):
     def run(self) -> None:
-        raise Stopped("Stopped by SIGTERM after 64 tokens.")
+        raise error
 
-    monkeypatch.setattr("dictionary_learning.cli._contexts.ContextsArguments.run", run)
-    assert main(["contexts", "m", "--save-dir", "s"]) == STOPPED and "The same command goes on" in caplog.text
+    monkeypatch.setattr(f"dictionary_learning.cli.{place}.run", run)
+    assert main(words) == STOPPED and "The same command goes on" in caplog.text
 
 
 @pytest.mark.parametrize(
