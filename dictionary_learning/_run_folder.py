@@ -28,6 +28,8 @@ COMMAND: contextvars.ContextVar[tuple[str, ...] | None] = contextvars.ContextVar
 """The words of the shell's command that runs, without its folder, `--resume` and `--overwrite`."""
 OPTIONS: contextvars.ContextVar[str | None] = contextvars.ContextVar("options", default=None)
 """What was given to that command, as the text of its run file."""
+DRAWN_SEEDS = "DICTIONARY_LEARNING_DRAWN_SEEDS"
+"""The environment variable by which `reproduce` tells a run the seeds that the first one drew."""
 RUN_FILE = "run.yaml"
 """The file in a run's folder that `train --config` reads again."""
 _RUN = re.compile(

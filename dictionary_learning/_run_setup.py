@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from dictionary_learning._assignment import SiteAssignment, assign_sites, in_config, joined, with_heads, with_places
 from dictionary_learning._finetune import expand_finetune, unwrap_normalized
 from dictionary_learning._hardware import free_memory
+from dictionary_learning._run_folder import DRAWN_SEEDS
 from dictionary_learning._types import ConfigLike
 from dictionary_learning.activations._normalization import check_normalizers, export, fold_
 from dictionary_learning.activations._normalizers import NORMALIZATIONS, Normalizer, Scalar
@@ -54,6 +56,11 @@ class TrainingJob(NamedTuple):
         return export(self.trainer.export(), *sides).requires_grad_(False).eval()
 
 
+def seeds_to_draw() -> list[int | None]:
+    """Returns the seeds of dictionaries that are given none, where a run is repeated."""
+    return [int(seed) if seed else None for seed in os.environ.get(DRAWN_SEEDS, "").split(",")]
+
+
 def training_jobs(
     trainer_configs: ConfigLike | Iterable[ConfigLike],
     stream: Stream,
@@ -79,7 +86,8 @@ def training_jobs(
             initialized then, and no data are read.
         seed: Seed of configs that have the default one, or none.
         placement: Which dictionaries this rank has; only their jobs are returned.
-        drawn: Seeds of the dictionaries of a run that is resumed, for those that are given none.
+        drawn: Seeds of the dictionaries of a run that is resumed or repeated, for those that are
+            given none.
 
     Raises:
         ConfigError: A config cannot be used, or does not fit the data.

@@ -22,7 +22,7 @@ from dictionary_learning._provenance import RunRecord, contents_of
 from dictionary_learning._resume import RunCheckpoints, all_trainers, describe_run
 from dictionary_learning._run_folder import claim_run_folder, remove_run
 from dictionary_learning._run_output import RunOutput, check_accumulation, figures_of, plan_of
-from dictionary_learning._run_setup import TrainingJob, placement_of, training_jobs
+from dictionary_learning._run_setup import TrainingJob, placement_of, seeds_to_draw, training_jobs
 from dictionary_learning._saving import check_finite, check_trained, exported
 from dictionary_learning._stop_request import StopRequest
 from dictionary_learning._training_step import train_step
@@ -244,7 +244,7 @@ def trainSAE(
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
         jobs = training_jobs(
             *(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed, placed),
-            () if resumed is None else resumed.seeds,
+            seeds_to_draw() if resumed is None else resumed.seeds,
         )
         _warn_of_idle_autocast(jobs, autocast_dtype)
         for job in jobs:

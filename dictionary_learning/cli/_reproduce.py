@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from dictionary_learning._run_folder import RUN_FILE, new_folder, resolve_latest
+from dictionary_learning._run_folder import DRAWN_SEEDS, RUN_FILE, new_folder, resolve_latest
 from dictionary_learning._what_is import where_it_is
 from dictionary_learning.cli._arguments import CommandArguments
 from dictionary_learning.cli._output import write_line
@@ -109,7 +109,8 @@ def _run_again(command: list[str], folder: Path, run: Mapping[str, Any]) -> int:
     place = run["volatile"]["directory"]
     if not Path(place).is_dir():
         raise ConfigError(f"The run was started in '{place}', which is not here. Make that folder, with its data.")
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": threads}
+    seeds = ",".join(str(settings.get("seed") or "") for settings in run["run"]["trainers"])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": threads, DRAWN_SEEDS: seeds}
     # what the command prints is the address of its report
     return subprocess.run(words, cwd=place, env=environment, stdout=subprocess.DEVNULL, check=False).returncode
 

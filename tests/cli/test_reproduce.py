@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from dictionary_learning import load_dictionary, trainSAE
 from dictionary_learning._disk import sha256_of
+from dictionary_learning._run_folder import DRAWN_SEEDS
 from dictionary_learning.cli import _reproduce, main
 from tests.cli.test_cli import arguments, folder, train  # noqa: F401  (a fixture)
 from tests.tiny import Planted
@@ -44,6 +46,30 @@ def test_a_run_of_the_shell_is_repeated_to_the_same_bytes(run, capsys, tmp_path)
     assert {**first, "volatile": 0} == {**second, "volatile": 0}
     assert "--save-dir" not in first["command"] and "--overwrite" not in first["command"]
     assert first["seeds"] == {"trainers.0.seed": 3, "data.seed": 3}
+
+
+def test_a_run_without_a_seed_is_repeated_with_the_one_it_drew(folder, tmp_path, monkeypatch, capsys):  # noqa: F811
+    assert (
+        train(
+            folder, "--sites", "transformer.h.1", "--k", "2", "4", "--seed", "none", "--save-dir", str(tmp_path / "r")
+        )
+        == 0
+    )
+
+    real = subprocess.run
+
+    def here(words, **options):
+        if "train" not in words:
+            return real(words, **options)
+        env = options["env"]
+        monkeypatch.setenv(DRAWN_SEEDS, env[DRAWN_SEEDS])
+        return subprocess.CompletedProcess(words, main(words[words.index("train") :]))
+
+    monkeypatch.setattr(_reproduce.subprocess, "run", here)
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    assert main(["reproduce", str(tmp_path / "r"), "--save-dir", str(tmp_path / "again")]) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"trainer_{n}: the same bytes" for n in range(2)]
 
 
 def test_a_repetition_beside_the_run_stays_only_where_it_differs(run, monkeypatch):
