@@ -22,7 +22,7 @@ from dictionary_learning._disk import sha256_of, write_atomically, write_json
 from dictionary_learning._hardware import describe_hardware, peak_memory
 from dictionary_learning._model_set import ModelSet
 from dictionary_learning._plain import to_plain
-from dictionary_learning._run_folder import COMMAND, OPTIONS, RUN_FILE
+from dictionary_learning._run_folder import COMMAND, DRAWN_SEEDS, OPTIONS, RUN_FILE
 from dictionary_learning._secrets import HIDDEN, is_secret, without_secrets
 from dictionary_learning._what_is import what_is
 from dictionary_learning.activations.cache._index import model_fingerprint
@@ -180,7 +180,8 @@ def _shown(words: Sequence[str]) -> list[str]:
 
 
 def _environment(device: torch.device) -> dict[str, Any]:
-    names = sorted(name for name in os.environ if name.startswith("DICTIONARY_LEARNING_"))
+    ours = (name for name in os.environ if name.startswith("DICTIONARY_LEARNING_"))
+    names = sorted(name for name in ours if name != DRAWN_SEEDS)  # the seeds themselves are recorded
     return {
         "versions": versions("datasets", "numpy", "safetensors", "triton"),
         "git": _git(),

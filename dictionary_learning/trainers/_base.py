@@ -161,6 +161,17 @@ class Trainer(ABC):
 
         return older_attribute(self, name)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what a copy has: also gradients of an open step, which PyTorch's leave out."""
+        parameters = self.dictionary.parameters() if "dictionary" in vars(self) else ()
+        return {**vars(self), "_gradients": [p.grad for p in parameters]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        if gradients := vars(self).pop("_gradients", ()):
+            for p, gradient in zip(self.dictionary.parameters(), gradients, strict=True):
+                p.grad = gradient
+
     def join(self, ranks: Ranks) -> None:
         """Makes this trainer one of several with the same weights, which see different tokens.
 

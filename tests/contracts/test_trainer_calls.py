@@ -192,6 +192,21 @@ def test_logged_schedules_are_those_of_the_step(name):
             assert float(figures[names[key]]) == pytest.approx(value)
 
 
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
+@pytest.mark.parametrize("optimizer", OWN)
+def test_copies_of_an_open_step_train_on(copied, optimizer):
+    trainer = build("top_k", optimizer=optimizer, grad_acc_steps=3)
+    given = batches()
+    for step in range(4):
+        trainer.update(step, given[step])
+    other = copied(trainer)
+    for step in (4, 5):
+        trainer.update(step, given[step])
+        other.update(step, given[step])
+    assert trainer.step == other.step == 2
+    assert_same(weights(other), weights(trainer))
+
+
 def test_eps_of_zero_is_refused():
     with pytest.raises(ConfigError, match="eps is 0"):
         TopKTrainer.Config(eps=0)
