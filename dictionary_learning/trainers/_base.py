@@ -161,17 +161,6 @@ class Trainer(ABC):
 
         return older_attribute(self, name)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Returns what a copy has: also gradients of an open step, which PyTorch's leave out."""
-        parameters = self.dictionary.parameters() if "dictionary" in vars(self) else ()
-        return {**vars(self), "_gradients": [p.grad for p in parameters]}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        if gradients := vars(self).pop("_gradients", ()):
-            for p, gradient in zip(self.dictionary.parameters(), gradients, strict=True):
-                p.grad = gradient
-
     def join(self, ranks: Ranks) -> None:
         """Makes this trainer one of several with the same weights, which see different tokens.
 
@@ -270,8 +259,7 @@ class Trainer(ABC):
             settings, gathering, n_tokens = self.settings, self._gathering, max(self.ranks.total(len(x)), 1)
             at = self.step if settings.grad_acc_steps > 1 else step
             self._go_to(at)
-            if gathering.is_empty:  # gradients that the caller computed are of no step
-                self.optimizer.zero_grad(set_to_none=True)
+            gathering.give_gradients(self.dictionary)
             batch, n_replaced = finite_batch(x, y, self.device)
             self.n_nonfinite_tokens += self.ranks.sum(n_replaced)
             parts = batch._replace(model_loss_fn=model_loss_fn, lengths=lengths).split(settings.micro_acc_steps)
@@ -290,6 +278,8 @@ class Trainer(ABC):
                     total = own if total is None else total + own
             if gathering.count(n_tokens):
                 self._optimizer_step(at)
+            else:
+                gathering.keep_gradients(self.dictionary)
             assert total is not None  # also a batch without tokens is one part
             return self.ranks.sum(total)
 
@@ -297,6 +287,7 @@ class Trainer(ABC):
     def finish(self) -> None:
         """Makes a last step if fewer than `grad_acc_steps` batches were accumulated."""
         if n_left := self._gathering.n_open:
+            self._gathering.give_gradients(self.dictionary)
             for parameter in self.dictionary.parameters():
                 if parameter.grad is not None:
                     parameter.grad.mul_(self._gathering.per_step / n_left)

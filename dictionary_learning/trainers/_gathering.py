@@ -1,5 +1,7 @@
 """The batches of an optimizer step, gathered until all of them are there."""
 
+from torch import Tensor, nn
+
 from dictionary_learning.trainers._batch import StepPart
 
 
@@ -16,6 +18,7 @@ class Gathering:
         """Batches of the run, counted when all of their parts were added."""
         self._parts: list[StepPart] = []
         self._n_tokens = 0  # of all ranks
+        self._gradients: list[Tensor | None] = []
 
     @property
     def n_open(self) -> int:
@@ -41,6 +44,19 @@ class Gathering:
         self._n_tokens += n_tokens
         return not self.n_open
 
+    def keep_gradients(self, module: nn.Module) -> None:
+        """Takes the gradients of what is held away, to where a caller's are not added to them."""
+        self._gradients = [p.grad for p in module.parameters()]
+        for p in module.parameters():
+            p.grad = None
+
+    def give_gradients(self, module: nn.Module) -> None:
+        """Gives them back, in place of those that a caller has computed."""
+        kept = self._gradients or [None] * sum(1 for _ in module.parameters())
+        for p, gradient in zip(module.parameters(), kept, strict=True):
+            p.grad = gradient
+        self._gradients = []
+
     def take(self) -> list[StepPart]:
         """Returns the parts, with their shares of the tokens of the step, and holds none."""
         total = max(self._n_tokens, 1)
@@ -50,4 +66,4 @@ class Gathering:
 
     def start_at(self, step: int) -> None:
         """Forgets what is held, and counts from the first batch of a step."""
-        self.n_batches, self._parts, self._n_tokens = step * self.per_step, [], 0
+        self.n_batches, self._parts, self._n_tokens, self._gradients = step * self.per_step, [], 0, []
