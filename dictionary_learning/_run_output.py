@@ -13,7 +13,7 @@ from dictionary_learning._border import check
 from dictionary_learning._disk import shown
 from dictionary_learning._resume import RunCheckpoints
 from dictionary_learning._run_setup import TrainingJob
-from dictionary_learning._saving import exported, save_all
+from dictionary_learning._saving import exported, save_all, untrained
 from dictionary_learning._stop_request import StopRequest
 from dictionary_learning._watch import Answer, Patience, Watch
 from dictionary_learning.activations._spread import Stream
@@ -212,7 +212,8 @@ class RunOutput:
         own = exported(self.jobs, self.stream.data, self.run_cfg)
         dictionaries = self.placement.of_all((job.number, one) for job, one in zip(self.jobs, own, strict=True))
         if self.checkpoints is not None and self.placement.world.is_first:
-            self.n_elsewhere = len(save_all(dictionaries, self.checkpoints.folder, part, self.plan.save_format))
+            idle = [] if part else [job.number for job in untrained(self.jobs)]
+            self.n_elsewhere = len(save_all(dictionaries, self.checkpoints.folder, part, self.plan.save_format, idle))
         return dictionaries
 
 

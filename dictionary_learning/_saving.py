@@ -6,7 +6,7 @@ import logging
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,16 @@ def describe(
         dictionary.info = DictionaryInfo.from_config(_sections(job, data, run_cfg))
 
 
-def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "", format: str = "own") -> list[int]:
-    """Saves the finite ones as `trainer_<number>/<part>`; a failure costs a warning, not the run.
+def save_all(
+    dictionaries: Sequence[Dictionary],
+    folder: Path,
+    part: str = "",
+    format: str = "own",
+    untrained: Collection[int] = (),
+) -> list[int]:
+    """Saves finite dictionaries as `trainer_<number>/<part>`; a failure costs a warning, no run.
+
+    Those whose number is among the untrained are left out.
 
     What another format cannot express is saved in this package's, with a warning. Finished ones,
     which have no part, are otherwise saved beside the folder, or else in the system's temporary
@@ -52,7 +60,8 @@ def save_all(dictionaries: Sequence[Dictionary], folder: Path, part: str = "", f
     for number, dictionary in enumerate(dictionaries):
         place = folder / f"trainer_{number}" / part
         try:
-            if not nonfinite_names(dictionary):  # a dictionary with NaN is never written
+            # neither NaN nor what would pass for a result is ever written
+            if number not in untrained and not nonfinite_names(dictionary):
                 _save(dictionary, folder / f"trainer_{number}", part, format)
         except Exception as error:  # noqa: BLE001  (what was trained must not be lost with a disk)
             logger.warning("'%s' could not be written (%s: %s).", place, type(error).__name__, error)
@@ -107,23 +116,28 @@ def save_whole(dictionary: Dictionary, place: Path, further: Mapping[str, Any], 
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def untrained(jobs: Sequence[TrainingJob]) -> list[TrainingJob]:
+    """Returns the jobs whose dictionaries are as they were initialized: every step was skipped."""
+    return [job for job in jobs if 0 < job.trainer.step <= float(job.trainer.optimizer.n_skipped)]
+
+
 def check_trained(jobs: Sequence[TrainingJob], dictionaries: Mapping[str, Dictionary]) -> None:
-    """Refuses dictionaries that are as they were initialized, since every step was skipped.
+    """Refuses dictionaries that are untrained.
 
     Args:
         jobs: What was trained here.
-        dictionaries: What came out, by name; all of them are saved.
+        dictionaries: What came out, by name.
 
     Raises:
         DivergenceError: There are some; it holds the other dictionaries.
     """
-    idle = [job for job in jobs if 0 < job.trainer.step <= float(job.trainer.optimizer.n_skipped)]
-    if idle:
+    if idle := untrained(jobs):
         names = [job.name for job in idle]
         raise DivergenceError(
             f"{', '.join(names)} made no step: in all {idle[0].trainer.step}, the loss or a gradient was not finite, "
-            "and the weights are the initial ones. Look at the loss, if the method is your own, and at the "
-            "activations; else lower the learning rate. The other dictionaries are in this error's `dictionaries`.",
+            "and the weights are the initial ones, which are not saved. Look at the loss, if the method is your own, "
+            "and at the activations; else lower the learning rate or the penalty. The other dictionaries are in this "
+            "error's `dictionaries`.",
             [dictionary for name, dictionary in dictionaries.items() if name not in names],
         )
 
