@@ -43,11 +43,11 @@ def save_all(
     folder: Path,
     part: str = "",
     format: str = "own",
-    untrained: Collection[int] = (),
+    left_out: Collection[int] = (),
 ) -> list[int]:
-    """Saves finite dictionaries as `trainer_<number>/<part>`; a failure costs a warning, no run.
+    """Saves dictionaries as `trainer_<number>/<part>`. A failure costs a warning, and not the run.
 
-    Those whose number is among the untrained are left out.
+    Left out are those that are not finite, and those whose numbers are among `left_out`.
 
     What another format cannot express is saved in this package's, with a warning. Finished ones,
     which have no part, are otherwise saved beside the folder, or else in the system's temporary
@@ -61,7 +61,7 @@ def save_all(
         place = folder / f"trainer_{number}" / part
         try:
             # neither NaN nor what would pass for a result is ever written
-            if number not in untrained and not nonfinite_names(dictionary):
+            if number not in left_out and not nonfinite_names(dictionary):
                 _save(dictionary, folder / f"trainer_{number}", part, format)
         except Exception as error:  # noqa: BLE001  (what was trained must not be lost with a disk)
             logger.warning("'%s' could not be written (%s: %s).", place, type(error).__name__, error)

@@ -43,7 +43,10 @@ class DataExhaustedError(DataError):
 
 
 class DivergenceError(DataError):
-    """Training ended in weights that are not finite; `dictionaries` holds those that are finite."""
+    """Training ended in weights that are not finite, or made no step.
+
+    `dictionaries` are those that came out well.
+    """
 
     def __init__(self, message: str, dictionaries: Sequence[Any]):
         super().__init__(message)

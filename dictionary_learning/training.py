@@ -242,9 +242,9 @@ def trainSAE(
             stream.placement = placed
         stream.expect(plan.steps)
         fitted = None if resumed is None else restored_normalizers(resumed.normalizers)
+        drawn = seeds_to_draw() if resumed is None else resumed.seeds
         jobs = training_jobs(
-            *(trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed, placed),
-            seeds_to_draw() if resumed is None else resumed.seeds,
+            trainer_configs, stream, plan.steps, device, normalize_activations, wiring, fitted, seed, placed, drawn
         )
         _warn_of_idle_autocast(jobs, autocast_dtype)
         for job in jobs:

@@ -176,7 +176,9 @@ def _most_memory(device: torch.device, is_kept: bool, to_come: int = 0) -> int |
     freed memory is kept, what the process holds now is the most since.
     """
     most, now = peak_memory(device), held_memory(device) if is_kept else None
-    return None if most is None else max(most, now + to_come) if now is not None else most + to_come
+    if most is None:
+        return None
+    return most + to_come if now is None else max(most, now + to_come)
 
 
 def _batch_of(reading: _Reading, size: int) -> Mapping[Site, Tensor]:

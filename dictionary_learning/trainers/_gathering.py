@@ -52,6 +52,8 @@ class Gathering:
 
     def give_gradients(self, module: nn.Module) -> None:
         """Gives them back, in place of those that a caller has computed."""
+        if not self._gradients and self._parts:  # an error ended a batch: its gradients are still there
+            return
         kept = self._gradients or [None] * sum(1 for _ in module.parameters())
         for p, gradient in zip(module.parameters(), kept, strict=True):
             p.grad = gradient

@@ -192,6 +192,19 @@ def test_logged_schedules_are_those_of_the_step(name):
             assert float(figures[names[key]]) == pytest.approx(value)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_that_failed_can_be_given_again(name, monkeypatch):
+    """As after memory ran out: what was gathered before it is still there."""
+    trainer, given = build(name, grad_acc_steps=2), batches()
+    for step, x in enumerate(given):
+        if step in (3, 4):  # the second and the first batch of a step
+            with monkeypatch.context() as patch, pytest.raises(MemoryError):
+                patch.setattr(trainer, "objective", lambda batch: (_ for _ in ()).throw(MemoryError()))
+                trainer.update(step, x)
+        trainer.update(step, x)
+    assert_same(weights(trainer), plain(name, grad_acc_steps=2))
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))], ids=["copy", "pickle"])
 @pytest.mark.parametrize("optimizer", OWN)
 def test_copies_of_an_open_step_train_on(copied, optimizer):
