@@ -142,6 +142,46 @@ def test_every_trainer_trains_the_same_bits_as_in_python(train, name, traced, tm
         assert torch.equal(tensor, other), tensor_name
 
 
+@pytest.mark.parametrize("way", ["words", "file", "recipe"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"decoder_init_data_share": 0.5}, {"init_encoder_as_decoder_transpose": False}, {"orthogonal_init": True}],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_initial_weights_are_those_of_python_however_they_are_said(train, traced, tmp_path, settings, way):
+    common = {"dict_size": 64, "k": 4}
+    chosen = {"recipe": "gao_2024"} if way == "recipe" else {"trainer": "top_k"}
+    asked = {"sites": ["model.layers.1"], **chosen, **common, **settings}
+    if way == "words":
+        said = ((option_of(name), str(value[0] if isinstance(value, list) else value)) for name, value in asked.items())
+        words = [word for pair in said for word in pair]
+    else:
+        (tmp_path / "run.json").write_text(json.dumps(asked))
+        words = ["--config", str(tmp_path / "run.json")]
+    (config,) = train(*words)
+    own = TRAINERS["top_k"].Config(**common, **settings)
+    # the recipe's settings for a run of this length are those that it wrote
+    python = own if way != "recipe" else type(own).from_dict(_settings_in(config["trainer"], type(own)))
+    train_in_python(python, traced, tmp_path)
+    ours, other = (load_dictionary(tmp_path / run / "trainer_0") for run in ("run", "python"))
+    for (name, tensor), same in zip(ours.state_dict().items(), other.state_dict().values(), strict=True):
+        assert torch.equal(tensor, same), name
+    assert {name: config["trainer"][name] for name in settings} == settings
+
+
+def _settings_in(saved: dict, config: type[OptimizationConfig]) -> dict:
+    names = {field.name for field in dataclasses.fields(config)} - {"site", "target_site", "dict_class"}
+    return {name: value for name, value in saved.items() if name in names}
+
+
+@pytest.mark.parametrize("words", [["--threshold-beta", "0.5"], ["--threshold-start-step", "3"]], ids=" ".join)
+def test_what_a_method_does_not_read_is_refused_in_the_shell(tmp_path, caplog, monkeypatch, train, words):
+    with pytest.raises(AssertionError):
+        train("--trainer", "group_max", "--sites", "model.layers.1", *words)
+    assert "has no effect with a method that has no threshold" in caplog.text and words[0] in caplog.text
+    assert not list(tmp_path.glob("run/trainer_*"))
+
+
 @pytest.mark.parametrize("name", [name for name, _ in RECIPES.items()])
 def test_every_recipe_trains(train, name):
     has_wiring = getattr(RECIPES[name](), "wiring", None) is not None  # others differ in no site, and one is faster
